@@ -1,0 +1,544 @@
+"""What a study is: the schema of the study file, strict and with a default for everything but name, data and tasks.
+
+Every verb takes a `Study`; a trial is a study with other values (`Study.with_values`). This module reads and checks
+files; it never reads the data they name and imports neither torch nor Ray nor MLflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from polyshot.errors import Problem, StudyError, did_you_mean
+from polyshot.study_file import Key, dotted, key_path, nearest_line, parse_yaml, section_fields, sentence
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+OBJECT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"  # package.module:name
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the study: unknown keys are errors, values are never coerced, instances never change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _kind_or(default: str) -> Discriminator:
+    """Chooses a section's variant by its `kind`, which may be left out; `package.module:Class` is the variant `custom`."""
+
+    def tag(value: object) -> str:
+        kind = value.get("kind", default) if isinstance(value, Mapping) else getattr(value, "kind", default)
+        return "custom" if isinstance(kind, str) and ":" in kind else str(kind)
+
+    return Discriminator(tag)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+class Split(Section):
+    """How rows are divided. With `data.group`, the fractions are of groups and no group straddles two splits."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Fraction of rows for validation.")
+    test: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Fraction of rows for the final test.")
+    stratify: bool = Field(
+        True, description="Keep class proportions of the first classification task equal over the splits (no group)."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the split; kept apart from the study's so that reseeding keeps it.")
+
+    @model_validator(mode="after")
+    def _leave_rows_for_training(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation ({self.validation:g}) and test ({self.test:g}) leave nothing to train on; "
+                "make their sum less than 1"
+            )
+        return self
+
+
+ColumnKind = Literal["numeric", "categorical", "boolean", "date"]
+
+
+class Data(Section):
+    """The table: one row per example, one column per feature or target."""
+
+    source: str = Field(
+        min_length=1,
+        description="A CSV or Parquet file, a folder or a glob of them (relative to the study file), or "
+        "`package.module:function` that returns a pandas DataFrame.",
+    )
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the source function.")
+    features: list[str] | None = Field(
+        None, description="Columns to learn from; by default all but targets, `group` and `ignore`."
+    )
+    ignore: list[str] = Field([], description="Columns to leave out of the features.")
+    columns: dict[str, ColumnKind] = Field({}, description="Kinds of columns that should not be inferred.")
+    group: str | None = Field(None, description="A column whose rows stay together in one split (a school, a patient).")
+    split: Split = Field(default_factory=Split)
+
+    @property
+    def is_function(self) -> bool:
+        return bool(re.match(OBJECT_PATH, self.source))
+
+    @model_validator(mode="after")
+    def _arguments_need_a_function(self) -> Self:
+        if self.arguments and not self.is_function:
+            raise ValueError("'arguments' are for a source function; remove them or name 'package.module:function'")
+        return self
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+class TaskSection(Section):
+    target: str | None = Field(None, description="The target's column; by default the task's name.")
+    weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Task weight; weights are normalised so that they sum to 1."
+    )
+
+
+class RegressionTask(TaskSection):
+    """A numeric target; standardised inside, reported in its own units."""
+
+    kind: Literal["regression"]
+    loss: Literal["mse", "mae", "huber"] = "mse"
+    metric: Literal["rmse", "mae", "r2"] = "rmse"
+
+
+class BinaryTask(TaskSection):
+    """Two classes; `positive` names the one whose probability is predicted (by default the later in sorted order)."""
+
+    kind: Literal["binary"]
+    positive: str | int | float | bool | None = None
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    metric: Literal["roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1"] = "roc_auc"
+
+
+class MulticlassTask(TaskSection):
+    """Three classes or more."""
+
+    kind: Literal["multiclass"]
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    metric: Literal["accuracy", "balanced_accuracy", "f1"] = "accuracy"
+
+
+Task = Annotated[RegressionTask | BinaryTask | MulticlassTask, Field(discriminator="kind")]
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+class MLP(Section):
+    """A multi-layer perceptron: `depth` hidden layers of `width` units."""
+
+    kind: Literal["mlp"] = "mlp"
+    width: int = Field(128, ge=1, description="Units of each hidden layer.")
+    depth: int = Field(2, ge=1, description="Number of hidden layers.")
+    dropout: Fraction = Field(0.0, description="Share of units dropped while training.")
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    normalisation: Literal["none", "batch", "layer"] = "none"
+
+
+class CustomEncoder(Section):
+    """An encoder of the user's: `package.module:Class`, called with the number of inputs and `options`."""
+
+    kind: str = Field(pattern=OBJECT_PATH)
+    options: dict[str, Any] = {}
+
+
+class HardSharing(Section):
+    """One encoder for all tasks (Caruana 1993)."""
+
+    kind: Literal["hard"] = "hard"
+
+
+Encoder = Annotated[Annotated[MLP, Tag("mlp")] | Annotated[CustomEncoder, Tag("custom")], _kind_or("mlp")]
+
+
+class Model(Section):
+    """encoder × sharing × heads: what is computed from the inputs, which part tasks share, and one head per task."""
+
+    encoder: Encoder = Field(default_factory=MLP)
+    sharing: HardSharing = Field(default_factory=HardSharing)
+
+
+class FixedBalance(Section):
+    """The weighted sum of task losses, with the weights of the tasks on the simplex."""
+
+    kind: Literal["fixed"] = "fixed"
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class AdamW(Section):
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
+
+
+class SGD(Section):
+    kind: Literal["sgd"]
+    learning_rate: float = Field(1e-2, gt=0, allow_inf_nan=False)
+    weight_decay: float = Field(1e-4, ge=0, allow_inf_nan=False)
+    momentum: Fraction = 0.9
+
+
+Optimiser = Annotated[Annotated[AdamW, Tag("adamw")] | Annotated[SGD, Tag("sgd")], _kind_or("adamw")]
+
+
+class Schedule(Section):
+    """The learning rate over the whole budget of epochs, after an optional linear warm-up."""
+
+    kind: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup: Fraction = Field(0.0, description="Share of all steps during which the rate rises linearly from zero.")
+
+
+class EarlyStopping(Section):
+    patience: int = Field(10, ge=1, description="Epochs without a better validation loss before training stops.")
+
+
+class Training(Section):
+    """One run's budget and optimisation. The epoch with the best validation loss is the one that is kept."""
+
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(256, ge=1, description="Rows per update, over all workers together.")
+    optimiser: Optimiser = Field(default_factory=AdamW)
+    schedule: Schedule = Field(default_factory=Schedule)
+    early_stopping: EarlyStopping | None = Field(
+        default_factory=EarlyStopping, description="`null` trains all epochs."
+    )
+    clip_norm: float | None = Field(None, gt=0, description="Largest gradient norm; larger ones are scaled down.")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="bfloat16 and float16 are automatic mixed precision (float16 on a GPU only)."
+    )
+    compile: bool = Field(False, description="Compile the model with torch.compile: pays on long runs only.")
+    checkpoint_seconds: float = Field(30.0, ge=0, description="Time between checkpoints, at the end of an epoch.")
+
+
+class Scale(Section):
+    """Where and on how much a run trains."""
+
+    workers: int = Field(1, ge=1, description="Data-parallel workers of one training run.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where there is one.")
+    threads: int = Field(1, ge=1, description="CPU threads (and Ray CPUs) of each worker.")
+    engine: Literal["auto", "process", "ray"] = Field(
+        "auto", description="`auto`: in this process for one worker, Ray Train for more."
+    )
+    max_failures: int = Field(2, ge=0, description="Times that a killed worker or trial is restarted.")
+    address: str | None = Field(None, description="A Ray cluster's address; by default RAY_ADDRESS, else embedded.")
+
+    @model_validator(mode="after")
+    def _process_is_one_worker(self) -> Self:
+        if self.engine == "process" and self.workers > 1:
+            raise ValueError(f"engine 'process' has one worker, workers is {self.workers}; use engine 'ray' or 'auto'")
+        return self
+
+
+# --- search and tracking ---------------------------------------------------------------------------------------------
+
+
+class Choice(Section):
+    """One of the listed values."""
+
+    choice: list[str | int | float | bool | None] = Field(min_length=1)
+
+
+class Range(Section):
+    """A number between `low` and `high`, both included; whole when both are."""
+
+    low: int | float = Field(allow_inf_nan=False)
+    high: int | float = Field(allow_inf_nan=False)
+    log: bool = Field(False, description="Uniform in the logarithm.")
+    step: int | float | None = Field(None, gt=0)
+
+    @property
+    def is_integer(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low:g}) is above high ({self.high:g}); exchange them")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a logarithmic range needs low above 0, got {self.low:g}")
+        if self.log and self.step is not None:
+            raise ValueError("'log' and 'step' exclude each other; remove one")
+        return self
+
+
+def _distribution_tag(value: object) -> str:
+    return "choice" if isinstance(value, Choice) or (isinstance(value, Mapping) and "choice" in value) else "range"
+
+
+Distribution = Annotated[
+    Annotated[Choice, Tag("choice")] | Annotated[Range, Tag("range")], Discriminator(_distribution_tag)
+]
+
+
+class Search(Section):
+    """What is searched, for how long and by which method."""
+
+    spaces: list[str] = Field(
+        ["task_weights", "optimisation"],
+        description="Named search spaces (task_weights, architecture, optimisation) or `package.module:function`.",
+    )
+    space: dict[str, Distribution] = Field({}, description="Distributions by dotted key of this study.")
+    objective: str = Field(
+        "improvement", description="`improvement` (Δm over single-task baselines) or `task/metric`; on validation."
+    )
+    trials: int | None = Field(20, ge=1, description="Number of trials; `null` for as many as `minutes` allows.")
+    minutes: float | None = Field(None, gt=0, description="Time limit of the whole search.")
+    sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2", "qmc"] = "tpe"
+    scheduler: Literal["asha", "median", "none"] = Field("asha", description="Which trials are stopped early.")
+    grace_epochs: int = Field(5, ge=1, description="Epochs that every trial is given before it may be stopped.")
+    concurrency: int | None = Field(None, ge=1, description="Trials at once; by default as many as the CPUs allow.")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.trials is None and self.minutes is None:
+            raise ValueError("the search never ends; give 'trials', 'minutes' or both")
+        if not self.spaces and not self.space:
+            raise ValueError("nothing is searched; name a space in 'spaces' or a distribution in 'space'")
+        return self
+
+
+class Tracking(Section):
+    """Where runs are recorded. The address comes from here, else MLFLOW_TRACKING_URI, else a SQLite file in storage."""
+
+    uri: str | None = Field(None, description="An MLflow tracking URI.")
+    experiment: str | None = Field(None, description="The MLflow experiment; by default the study's name.")
+    models: bool = Field(True, description="Log the trained model to MLflow.")
+
+
+# --- the study -------------------------------------------------------------------------------------------------------
+
+
+class Study(Section):
+    """Several related prediction tasks and everything that is done about them."""
+
+    name: str = Field(pattern=NAME, max_length=100, description="Names the experiment and its folder.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of initialisation, batches and sampling.")
+    storage: str = Field(
+        "polyshot-runs", min_length=1, description="Folder of runs, models and the local MLflow store (from here)."
+    )
+    data: Data
+    tasks: dict[Annotated[str, Field(pattern=NAME)], Task] = Field(min_length=1)
+    model: Model = Field(default_factory=Model)
+    balance: FixedBalance = Field(default_factory=FixedBalance)
+    training: Training = Field(default_factory=Training)
+    scale: Scale = Field(default_factory=Scale)
+    search: Search = Field(default_factory=Search)
+    tracking: Tracking = Field(default_factory=Tracking)
+
+    _folder: Path = PrivateAttr(default_factory=Path)
+
+    @field_validator("tasks")
+    @classmethod
+    def _weights_are_a_simplex(cls, tasks: dict[str, Any]) -> dict[str, Any]:
+        if tasks and sum(task.weight for task in tasks.values()) <= 0:
+            raise ValueError("task weights sum to 0; give at least one task a weight above 0")
+        return tasks
+
+    # --- reading and writing -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Read a study file (YAML).
+
+        Raises:
+            StudyError: with every mistake in the file, each with its line.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise StudyError([Problem(str(path), "no such file; give the path of a study file")]) from None
+        except IsADirectoryError:
+            raise StudyError([Problem(str(path), "is a folder; give the path of a study file in it")]) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise StudyError([Problem(str(path), f"cannot be read as UTF-8 text ({error})")]) from None
+        values, lines = parse_yaml(text, str(path))
+        study = cls.from_dict(values, where=lambda key: f"{path}:{nearest_line(lines, key)}")
+        study._folder = path.parent.resolve()
+        return study
+
+    @classmethod
+    def from_dict(cls, values: object, *, where: Callable[[Key], str] | None = None) -> Study:
+        """The study that `values` (nested dictionaries) describe.
+
+        `where`, when given, maps a key path to the words that say where it stands in a file.
+
+        Raises:
+            StudyError: with every mistake.
+        """
+
+        def problem(key: Key, message: str) -> Problem:
+            return Problem(" ".join(filter(None, [where(key) if where else "", dotted(key)])), message)
+
+        if not isinstance(values, Mapping):
+            raise StudyError([problem((), "a study is a mapping of keys to values, starting with 'name:'")])
+        try:
+            study = cls.model_validate(values)
+        except ValidationError as error:
+            mistakes = [(key_path(detail["loc"], values), detail) for detail in error.errors()]
+            raise StudyError(
+                problem(key, sentence(detail, key, section_fields(cls, key[:-1]))) for key, detail in mistakes
+            ) from None
+        problems = [problem(key, message) for key, message in _disagreements(study)]
+        if problems:
+            raise StudyError(problems)
+        return study
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The study with every default filled in, as a study file."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+
+    # --- variations --------------------------------------------------------------------------------------------------
+
+    def with_values(self, values: Mapping[str, Any]) -> Study:
+        """This study with other values by dotted key, validated like any other.
+
+        Setting a section's `kind` to another variant resets that section first, so that keys of the old variant do not
+        linger.
+
+        Raises:
+            StudyError: for an unknown key or a value that does not fit.
+        """
+        tree = self.to_dict()
+        for key in sorted(values, key=lambda key: (not key.endswith(".kind"), key.count("."))):
+            *parents, leaf = key.split(".")
+            section = tree
+            for depth, parent in enumerate(parents):
+                if section.get(parent) is None:
+                    section[parent] = {}
+                section = section[parent]
+                if not isinstance(section, dict):
+                    place = ".".join(parents[: depth + 1])
+                    raise StudyError([Problem(key, f"'{place}' is a value, not a section; it has no '{leaf}'")])
+            if leaf == "kind" and section.get("kind") != values[key]:
+                section.clear()
+            section[leaf] = values[key]
+        study = Study.from_dict(tree)
+        study._folder = self._folder
+        return study
+
+    def single_task(self, task: str) -> Study:
+        """The single-task baseline of `task`: the same study with one task and nothing to share or to balance."""
+        tree = self.to_dict()
+        tree["tasks"] = {task: tree["tasks"][task] | {"weight": 1.0}}
+        tree["data"]["ignore"] = [*tree["data"]["ignore"], *(t for t in self.targets.values() if t != self.targets[task])]
+        tree["model"]["sharing"] = {"kind": "hard"}
+        tree["balance"] = {"kind": "fixed"}
+        tree["search"] = Search().model_dump(mode="json")
+        study = Study.from_dict(tree)
+        study._folder = self._folder
+        return study
+
+    def differences(self, other: Study) -> dict[str, Any]:
+        """Dotted keys whose value in `other` is not this study's, with the value in `other`."""
+        mine, theirs = dict(_flatten(self.to_dict())), dict(_flatten(other.to_dict()))
+        return {key: value for key, value in theirs.items() if key not in mine or mine[key] != value}
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by dotted key."""
+        return dict(_flatten(self.to_dict()))
+
+    def digest(self, *sections: str) -> str:
+        """Twelve hexadecimal digits that change when the named sections (by default all) change."""
+        tree = self.to_dict()
+        chosen = {name: tree[name] for name in sections or tree}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+    # --- what the parts ask for --------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative data paths start from: the study file's, or the current one."""
+        return self._folder
+
+    @property
+    def targets(self) -> dict[str, str]:
+        """The target column of each task."""
+        return {name: task.target or name for name, task in self.tasks.items()}
+
+    @property
+    def task_weights(self) -> dict[str, float]:
+        """Task weights λ, normalised: Σ λ = 1."""
+        total = sum(task.weight for task in self.tasks.values())
+        return {name: task.weight / total for name, task in self.tasks.items()}
+
+    @property
+    def storage_folder(self) -> Path:
+        """Where this study's runs are kept."""
+        return Path(self.storage).expanduser() / self.name
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a study file, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}
+
+
+def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
+    """What no section can check alone: names that must agree, and the search space against the schema."""
+    targets = study.targets
+    for name, target in targets.items():
+        if list(targets.values()).count(target) > 1:
+            yield ("tasks", name), f"another task has the target column '{target}' too; give each a column of its own"
+        if target in (study.data.features or []):
+            yield ("data", "features"), f"'{target}' is the target of task '{name}'; remove it from the features"
+    if study.data.group in targets.values():
+        yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
+    objectives = ["improvement", *(f"{name}/{task.metric}" for name, task in study.tasks.items())]
+    if study.search.objective not in objectives:
+        yield (
+            ("search", "objective"),
+            f"must be one of {', '.join(objectives)}, got '{study.search.objective}'."
+            + did_you_mean(study.search.objective, objectives),
+        )
+    known = study.flat()
+    without_search = study.to_dict() | {"search": Search().model_dump(mode="json")}
+    for key, distribution in study.search.space.items():
+        section = key.rpartition(".")[0]
+        if not any(name == key or name.startswith(f"{section}.") for name in known):
+            yield ("search", "space", key), f"names no key of this study.{did_you_mean(key, known)}"
+            continue
+        extremes = distribution.choice if isinstance(distribution, Choice) else [distribution.low, distribution.high]
+        for value in extremes:
+            try:
+                Study.from_dict(without_search).with_values({key: value})
+            except StudyError as error:
+                yield ("search", "space", key), f"the key does not accept {value!r}: {error.problems[0].message}"
+                break
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        dotted_key = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and dotted_key not in _FREE_MAPPINGS:
+            yield from _flatten(value, f"{dotted_key}.")
+        else:
+            yield dotted_key, value
+
+
+_FREE_MAPPINGS = {"search.space", "data.arguments", "data.columns", "model.encoder.options"}
