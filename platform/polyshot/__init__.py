@@ -1,0 +1,36 @@
+"""Polyshot: several related prediction tasks, trained, searched, meta-learned and transferred on Ray from one study file.
+
+Importing this package is quick: what it offers is loaded when it is first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from polyshot.errors import PolyshotError
+
+if TYPE_CHECKING:
+    from polyshot.saved_model import SavedModel
+    from polyshot.study import Study
+    from polyshot.verbs.compare import compare
+    from polyshot.verbs.predict import predict
+    from polyshot.verbs.search import search
+    from polyshot.verbs.train import train
+
+__all__ = ["PolyshotError", "SavedModel", "Study", "compare", "predict", "search", "train"]
+
+_LAZY = {
+    "SavedModel": "polyshot.saved_model",
+    "Study": "polyshot.study",
+    "compare": "polyshot.verbs.compare",
+    "predict": "polyshot.verbs.predict",
+    "search": "polyshot.verbs.search",
+    "train": "polyshot.verbs.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'polyshot' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)

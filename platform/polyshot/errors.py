@@ -50,14 +50,13 @@ class StudyError(PolyshotError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-EXIT_CODES: dict[type[BaseException], int] = {
+EXIT_CODES: dict[type[Exception], int] = {
     PolyshotError: 2,  # yours to mend
-    KeyboardInterrupt: 130,  # as a shell reports SIGINT
     Exception: 1,  # our fault
 }
 
 
-def exit_code(error: BaseException) -> int:
+def exit_code(error: Exception) -> int:
     """The exit status that a command ends with when `error` reaches it."""
     return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 

@@ -238,7 +238,9 @@ class Scale(Section):
 
     workers: int = Field(1, ge=1, description="Data-parallel workers of one training run.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where there is one.")
-    threads: int = Field(1, ge=1, description="CPU threads (and Ray CPUs) of each worker.")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of each worker; by default all in this process, one in a Ray worker."
+    )
     engine: Literal["auto", "process", "ray"] = Field(
         "auto", description="`auto`: in this process for one worker, Ray Train for more."
     )

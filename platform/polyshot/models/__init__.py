@@ -1,0 +1,1 @@
+"""Models: encoder × sharing scheme × heads, in plain torch."""

@@ -1,0 +1,1 @@
+"""Training: the loop in plain torch, its metrics and checkpoints; and the same loop under Ray Train."""

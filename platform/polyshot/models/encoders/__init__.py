@@ -1,0 +1,47 @@
+"""Encoders turn a batch of inputs [B, F] into representations [B, H].
+
+An encoder is a module with an attribute `outputs` (its H). `build_encoder` is the only place that maps a study's
+`model.encoder` to a class; a new encoder is one file here, one section in `study.py` and one line below.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from polyshot.errors import RunError
+from polyshot.models.encoders.mlp import MLPEncoder
+from polyshot.plugins import load_object
+from polyshot.study import MLP, Study
+
+
+class Encoder(Protocol):
+    """What a sharing scheme asks of an encoder, the user's own included."""
+
+    outputs: int
+
+    def __call__(self, features: Tensor) -> Tensor: ...
+
+
+def build_encoder(study: Study, inputs: int) -> nn.Module:
+    """A fresh encoder for rows of `inputs` features.
+
+    Raises:
+        RunError: when the user's own encoder cannot be imported, built, or says no `outputs`.
+    """
+    settings = study.model.encoder
+    if isinstance(settings, MLP):
+        return MLPEncoder(inputs, settings)
+    make = load_object(settings.kind, study.folder, "model.encoder.kind")
+    try:
+        encoder = make(inputs, **settings.options)
+    except TypeError as error:
+        raise RunError(
+            f"model.encoder.kind: '{settings.kind}' does not take the number of inputs and model.encoder.options ({error})"
+        ) from error
+    if not isinstance(encoder, nn.Module) or not isinstance(getattr(encoder, "outputs", None), int):
+        raise RunError(
+            f"model.encoder.kind: '{settings.kind}' must return a torch.nn.Module with an integer attribute 'outputs'"
+        )
+    return encoder

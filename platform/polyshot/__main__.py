@@ -1,0 +1,5 @@
+"""`python -m polyshot`."""
+
+from polyshot.cli import main
+
+main()

@@ -1,0 +1,364 @@
+"""The command line: one verb, one public function, and how their results and faults are shown.
+
+Nothing heavy is imported before a verb runs, so that `polyshot --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from polyshot.errors import PolyshotError, Problem, StudyError, exit_code
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from polyshot.display import Display
+    from polyshot.study import Study
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # the boxes of rich would double the time that --help takes
+    help="Several related prediction tasks: train, search, meta-learn and transfer them on Ray, from one study file.",
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study file (YAML).", metavar="STUDY", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Another value for a key of the study, e.g. training.epochs=5.", metavar="KEY=VALUE"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, for machines.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew instead of continuing an earlier run.")]
+
+
+# --- verbs -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(
+    table: Annotated[str, typer.Argument(help="A CSV or Parquet file, or a folder of them.", show_default=False)],
+    target: Annotated[
+        list[str] | None, typer.Option("--target", help="A column to predict (may be repeated); else inferred.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the study file.")] = Path("study.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a study file for a table: tasks and kinds inferred, commented."""
+    from polyshot.verbs.init import init as write_study
+
+    study = write_study(table, output, targets=target, force=force)
+    tasks = ", ".join(f"{name} ({task.kind})" for name, task in study.tasks.items())
+    typer.echo(f"Wrote {output}: {tasks}.\nNext: polyshot check {output}, then polyshot train {output}")
+
+
+@app.command()
+def check(
+    study_file: Annotated[
+        Path | None, typer.Argument(help="The study file (YAML).", metavar="STUDY", show_default=False)
+    ] = None,
+    settings: Settings = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of study files, for editors.")] = False,
+    data: Annotated[bool, typer.Option("--data", help="Also read the table and check it against the study.")] = False,
+) -> None:
+    """Report every mistake of a study at once, and print it with all defaults filled in."""
+    if schema:
+        from polyshot.study import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=2))
+        return
+    if study_file is None:
+        raise StudyError([Problem("", "name the study file to check, or ask for --schema")])
+    from polyshot.verbs.check import check as check_study
+
+    study = _load(study_file, settings)
+    words = check_study(study, with_data=data)
+    typer.echo(study.to_yaml(), nl=False)
+    for line in words:
+        typer.echo(f"# {line}", err=True)
+
+
+@app.command()
+def train(
+    study_file: StudyFile,
+    settings: Settings = None,
+    baselines: Annotated[bool, typer.Option(help="Also train each task alone, for comparison.")] = True,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one multi-task model and single-task baselines; print the improvement per task."""
+    study = _load(study_file, settings)
+    with _at_work(study, "train") as display:
+        from polyshot.verbs.train import train as run_train
+
+        result = run_train(study, baselines=baselines, fresh=fresh, progress=display)
+    if as_json:
+        _print_json(
+            {
+                "improvement": result.improvement,
+                "hurt": result.hurt,
+                "metrics": result.metrics.to_dict(orient="records"),
+                "folder": str(result.folder),
+                "mlflow_run_id": result.mlflow_id,
+            }
+        )
+        return
+    console = _console()
+    _print_comparison(console, result.metrics)
+    _print_verdict(console, result.improvement, result.hurt)
+    _print_next(console, study, result.folder)
+
+
+@app.command()
+def search(
+    study_file: StudyFile,
+    settings: Settings = None,
+    trials: Annotated[int | None, typer.Option(help="Number of trials (search.trials).", min=1)] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time limit in minutes (search.minutes).")] = None,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search task weights, architecture or anything else with Optuna on Ray Tune. The same command resumes."""
+    budget = {"search.trials": trials, "search.minutes": minutes}
+    study = _load(study_file, settings, {key: value for key, value in budget.items() if value is not None})
+    with _at_work(study, "search") as display:
+        from polyshot.verbs.search import search as run_search
+
+        result = run_search(study, fresh=fresh, progress=display)
+    if as_json:
+        _print_json(
+            {
+                "improvement": result.improvement,
+                "hurt": result.hurt,
+                "best_values": result.best_values,
+                "metrics": result.metrics.to_dict(orient="records"),
+                "trials": result.trials.to_dict(orient="records"),
+                "folder": str(result.folder),
+                "mlflow_run_id": result.mlflow_id,
+            }
+        )
+        return
+    console = _console()
+    _print_table(console, _best_trials(result.trials), "best trials")
+    _print_comparison(console, result.metrics)
+    _print_verdict(console, result.improvement, result.hurt)
+    _print_next(console, study, result.folder)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.")],
+    rows: Annotated[str, typer.Argument(help="A CSV or Parquet file of rows.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv or .parquet file; else printed.")] = None,
+    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Predict new rows with a trained model."""
+    from polyshot.verbs.predict import predict as run_predict
+
+    predicted = run_predict(run, rows, storage=storage)
+    if output is not None:
+        if output.suffix == ".parquet":
+            predicted.to_parquet(output)
+        else:
+            predicted.to_csv(output, index=False)
+        typer.echo(f"Wrote {len(predicted)} rows to {output}", err=True)
+    elif as_json:
+        _print_json(predicted.to_dict(orient="records"))
+    else:
+        typer.echo(predicted.to_csv(index=False), nl=False)
+
+
+@app.command()
+def compare(
+    study_file: Annotated[str, typer.Argument(help="A study file or a study's name.", metavar="STUDY")],
+    storage: Annotated[Path, typer.Option(help="The folder of runs, when a name is given.")] = Path("polyshot-runs"),
+    kind: Annotated[str | None, typer.Option(help="Only runs of this kind: train, search, trial, baseline.")] = None,
+    limit: Annotated[int, typer.Option(help="Rows to print; 0 for all.", min=0)] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """Print the runs of a study as a table, the best first."""
+    from polyshot.verbs.compare import compare as run_compare
+
+    table = run_compare(study_file, storage=storage, kind=kind)
+    if as_json:
+        _print_json(table.to_dict(orient="records"))
+        return
+    _print_table(_console(), table.head(limit or len(table)), f"{len(table)} runs")
+
+
+@app.command()
+def ui(
+    study_file: Annotated[Path | None, typer.Argument(help="A study file; else the local store.", metavar="STUDY")] = None,
+    storage: Annotated[Path, typer.Option(help="The folder of runs, when no study is given.")] = Path("polyshot-runs"),
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow UI on this machine (loopback only)."""
+    from polyshot.study import Study
+    from polyshot.verbs.ui import ui as run_ui
+
+    run_ui(Study.load(study_file) if study_file else None, storage=storage, port=port)
+
+
+@app.command()
+def sync(study_file: StudyFile) -> None:
+    """Send to MLflow what could not be sent while its server was away."""
+    from polyshot.study import Study
+    from polyshot.tracking.sync import sync as run_sync
+
+    typer.echo(f"Sent {run_sync(Study.load(study_file))} events to MLflow.")
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of Polyshot and of the libraries under it."""
+    from importlib.metadata import version as version_of
+
+    for package in ("polyshot", "ray", "torch", "optuna", "mlflow", "learn2learn"):
+        typer.echo(f"{package} {version_of(package)}")
+
+
+# --- the study -------------------------------------------------------------------------------------------------------
+
+
+def _load(path: Path, settings: list[str] | None, values: dict[str, Any] | None = None) -> Study:
+    """The study with the values that the command line sets."""
+    from polyshot.study import Study
+    from polyshot.study_file import parse_yaml
+
+    study = Study.load(path)
+    chosen = dict(values or {})
+    for setting in settings or []:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise StudyError([Problem(f"--set {setting}", "must be of the form KEY=VALUE, e.g. training.epochs=5")])
+        chosen[key] = parse_yaml(text, f"--set {key}")[0]
+    return study.with_values(chosen) if chosen else study
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _at_work(study: Study, verb: str) -> Iterator[Display]:
+    """A progress display on the terminal, with the noise of libraries in a log file."""
+    from polyshot.display import Display
+    from polyshot.quiet import quiet
+
+    log = study.storage_folder / "logs" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    try:
+        with quiet(log) as (_, errors), Display(errors) as display:
+            try:
+                yield display
+            except Exception as error:
+                traceback.print_exc()  # into the log
+                error.log = log  # type: ignore[attr-defined]
+                raise
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def _print_json(value: Any) -> None:
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: plain(entry) for key, entry in item.items()}
+        if isinstance(item, list):
+            return [plain(entry) for entry in item]
+        if hasattr(item, "item"):
+            item = item.item()
+        # JSON has no NaN: what is undefined is null.
+        return None if isinstance(item, float) and item != item else item
+
+    typer.echo(json.dumps(plain(value), indent=2, default=str))
+
+
+def _print_table(console: Console, table: pd.DataFrame, title: str) -> None:
+    from rich.table import Table
+
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in table.columns:
+        shown.add_column(str(name), justify="left" if table[name].dtype == object else "right")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(_word(value) for value in row))
+    console.print(shown)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
+def _print_comparison(console: Console, metrics: pd.DataFrame) -> None:
+    table = metrics.copy()
+    if "improvement" in table:
+        table["improvement"] = [_percent(value) for value in table["improvement"]]
+    _print_table(console, table.rename(columns=lambda name: name.replace("_", " ")), "")
+
+
+def _percent(fraction: float) -> str:
+    return "–" if fraction != fraction else f"{100 * fraction:+.2f} %"
+
+
+def _print_verdict(console: Console, improvement: float, hurt: list[str]) -> None:
+    if improvement != improvement:
+        return
+    console.print(f"\nΔm on test: {_percent(improvement)} over learning each task alone.")
+    if hurt:
+        console.print(f"Worse than alone (negative transfer): {', '.join(hurt)}.")
+
+
+def _print_next(console: Console, study: Study, folder: Path) -> None:
+    store = "" if study.storage == "polyshot-runs" else f" --storage {study.storage}"
+    console.print(f"\nmodel     {folder / 'model'}")
+    console.print(f"predict   polyshot predict {folder} rows.csv")
+    console.print(f"compare   polyshot compare {study.name}{store}, or polyshot ui{store} for MLflow")
+
+
+def _best_trials(trials: pd.DataFrame) -> pd.DataFrame:
+    return trials.head(10)
+
+
+# --- the entry -------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Run the command line; faults that the user can mend are one sentence each and exit code 2."""
+    try:
+        app()
+    except StudyError as error:
+        for problem in error.problems:
+            typer.echo(f"error: {problem}", err=True)
+        sys.exit(exit_code(error))
+    except PolyshotError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(exit_code(error))
+    except Exception as error:
+        log = getattr(error, "log", None)
+        if log is None:
+            traceback.print_exc()
+        typer.echo(f"This is a fault of Polyshot, not of your study: {type(error).__name__}: {error}", err=True)
+        if log is not None:
+            typer.echo(f"Details: {log}", err=True)
+        sys.exit(exit_code(error))
+
+
+if __name__ == "__main__":
+    main()

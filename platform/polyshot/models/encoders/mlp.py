@@ -1,0 +1,29 @@
+"""A multi-layer perceptron over a row's numeric features."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from polyshot.study import MLP
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_NORMALISATIONS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+
+
+class MLPEncoder(nn.Module):
+    """`depth` blocks of linear → normalisation → activation → dropout; [B, inputs] → [B, width]."""
+
+    def __init__(self, inputs: int, settings: MLP):
+        super().__init__()
+        self.outputs = settings.width
+        self.layers = nn.Sequential()
+        for layer in range(settings.depth):
+            self.layers.append(nn.Linear(inputs if layer == 0 else settings.width, settings.width))
+            if settings.normalisation != "none":
+                self.layers.append(_NORMALISATIONS[settings.normalisation](settings.width))
+            self.layers.append(_ACTIVATIONS[settings.activation]())
+            if settings.dropout:
+                self.layers.append(nn.Dropout(settings.dropout))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(features)

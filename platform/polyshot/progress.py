@@ -1,0 +1,25 @@
+"""What a long-running verb tells whoever watches. The verbs call it; the command line shows it; by default nobody looks."""
+
+from __future__ import annotations
+
+
+class Progress:
+    """Receives what happens; every method does nothing until a display overrides it."""
+
+    def start(self, activity: str, total: int | None = None) -> None:
+        """An activity such as "baseline read" begins, of `total` steps when that is known."""
+
+    def advance(self, activity: str, completed: int, words: str = "") -> None:
+        """`completed` steps of the activity are done; `words` say how it stands."""
+
+    def finish(self, activity: str, words: str = "") -> None:
+        """The activity has ended."""
+
+    def best(self, values: dict[str, float]) -> None:
+        """The best values found so far, by metric name."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should read and that is not an error."""
+
+
+SILENT = Progress()

@@ -1,0 +1,51 @@
+"""How a multi-task model compares with its single-task baselines: one table, used by every verb, table and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from polyshot.study import Study
+from polyshot.training.improvement import relative_improvement
+
+Metrics = Mapping[str, float]  # task/metric -> value
+
+
+def comparison(study: Study, splits: Mapping[str, Mapping[str, Metrics]]) -> pd.DataFrame:
+    """One row per split and task for the chosen metric of each task.
+
+    Args:
+        splits: for each split ("validation", "test"), the metrics by model: "multi_task", and any of "single_task" (the
+            study's own settings) and "single_task_tuned" (the settings of a search's best trial).
+
+    Returns:
+        Columns split, task, metric, one per model, and `improvement`: of multi_task over the last single-task column
+        that is there, as a fraction, positive when better.
+    """
+    rows = []
+    for split, models in splits.items():
+        for task, settings in study.tasks.items():
+            name = f"{task}/{settings.metric}"
+            row = {"split": split, "task": task, "metric": settings.metric}
+            row |= {model: metrics[name] for model, metrics in models.items()}
+            baselines = [metrics[name] for model, metrics in models.items() if model != "multi_task"]
+            if baselines:
+                row["improvement"] = relative_improvement(settings.metric, models["multi_task"][name], baselines[-1])
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def hurt_tasks(table: pd.DataFrame, split: str = "test") -> list[str]:
+    """The tasks that learning together made worse than learning alone (negative transfer), worst first."""
+    if "improvement" not in table:
+        return []
+    chosen = table[(table["split"] == split) & (table["improvement"] < 0)]
+    return chosen.sort_values("improvement")["task"].tolist()
+
+
+def delta_m(table: pd.DataFrame, split: str) -> float:
+    """Δm on `split`: the mean improvement over tasks, as a fraction; NaN without baselines."""
+    if "improvement" not in table:
+        return float("nan")
+    return float(table.loc[table["split"] == split, "improvement"].mean(skipna=False))

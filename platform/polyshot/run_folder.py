@@ -1,0 +1,123 @@
+"""The folder of one run: `<storage>/<study>/<verb>-<number>`, what state it is in, and who works in it.
+
+A run that was interrupted is taken up again by the same command with the same study; one that has ended stays as it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from polyshot.errors import RunError
+from polyshot.study import Study
+
+
+@dataclass
+class RunFolder:
+    """An open run folder, locked against other processes until `close`."""
+
+    path: Path
+    state: dict[str, Any]  # verb, digest, status (running, finished, failed), started (Unix seconds)
+    resumed: bool
+    _lock: IO[str] = field(repr=False)
+
+    @classmethod
+    def open(cls, study: Study, verb: str, digest: str, *, fresh: bool = False, reopen_finished: bool = False) -> RunFolder:
+        """The unfinished run of `verb` with this `digest`, else a new one.
+
+        Args:
+            digest: of all in the study that must be equal for a run to go on.
+            fresh: start a new run in any case.
+            reopen_finished: a finished run of this digest is opened again as well (a search with a larger budget).
+
+        Raises:
+            RunError: when another process works in the run that would be resumed, or the folder cannot be made.
+        """
+        home = study.storage_folder
+        numbers = []
+        for folder in home.glob(f"{verb}-*"):
+            number = folder.name.removeprefix(f"{verb}-")
+            if not number.isdigit():
+                continue
+            numbers.append(int(number))
+        for number in sorted(numbers, reverse=True):
+            state = _read_state(home / f"{verb}-{number}")
+            resumable = state.get("status") in ("running", "failed") or reopen_finished
+            if not fresh and resumable and state.get("digest") == digest:
+                return cls._locked(home / f"{verb}-{number}", state, resumed=True)
+        path = home / f"{verb}-{max(numbers, default=0) + 1}"
+        state = {"verb": verb, "digest": digest, "started": time.time()}
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise RunError(f"storage: the folder {path} cannot be made ({error.strerror}); choose another") from error
+        folder = cls._locked(path, state, resumed=False)
+        (path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
+        return folder
+
+    @classmethod
+    def _locked(cls, path: Path, state: dict[str, Any], *, resumed: bool) -> RunFolder:
+        lock = (path / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RunError(
+                f"{path}: another process ({lock.read().strip() or 'unknown'}) works on this run; "
+                "wait for it, or start a separate run with --fresh"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        folder = cls(path, state, resumed, lock)
+        folder.set_status("running")
+        return folder
+
+    @property
+    def key(self) -> str:
+        """Names the run within its study, such as `search-2`."""
+        return self.path.name
+
+    @property
+    def status(self) -> str:
+        return str(self.state["status"])
+
+    def set_status(self, status: str) -> None:
+        self.state["status"] = status
+        write_json(self.path / "run.json", self.state)
+
+    def close(self, status: str) -> None:
+        self.set_status(status)
+        self._lock.close()
+
+
+def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search")) -> Path:
+    """The folder of the study's newest run that has a model.
+
+    Raises:
+        RunError: when there is none.
+    """
+    runs = [folder for verb in verbs for folder in study_folder.glob(f"{verb}-*") if (folder / "model").is_dir()]
+    if not runs:
+        raise RunError(f"{study_folder}: no run with a trained model; run `polyshot train` first")
+    return max(runs, key=lambda folder: _read_state(folder).get("started", 0.0))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    partial.replace(path)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}

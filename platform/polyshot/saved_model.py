@@ -1,0 +1,129 @@
+"""A trained model as a folder that predicts: the study, the weights, the fitted features and targets.
+
+Written by the verbs at their end; read by `polyshot predict` and, as a pyfunc model, by MLflow. Loading runs no pickle:
+weights are read with `weights_only`, scikit-learn's transformers through skops.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from polyshot.data.features import Features
+from polyshot.data.prepare import Prepared
+from polyshot.data.targets import Target
+from polyshot.errors import RunError
+from polyshot.models.multitask import MultiTaskModel, build_model
+from polyshot.study import Study
+from polyshot.training.loop import TrainingRun
+from polyshot.training.metrics import predictions
+
+
+@dataclass
+class SavedModel:
+    """A model that predicts from a table of raw rows."""
+
+    study: Study
+    model: MultiTaskModel
+    features: Features
+    targets: Sequence[Target]
+
+    @classmethod
+    def load(cls, folder: Path) -> SavedModel:
+        """Read a model folder.
+
+        Raises:
+            RunError: when it is none, or a file of it is missing or damaged.
+        """
+        try:
+            study = Study.load(folder / "study.yaml")
+            targets = [Target.from_dict(target) for target in json.loads((folder / "targets.json").read_text("utf-8"))]
+            features = Features.load(folder)
+            model = build_model(study, len(features.names), targets)
+            model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+        except FileNotFoundError as error:
+            raise RunError(f"{folder}: is not a model folder, it has no {Path(error.filename).name}") from error
+        except (json.JSONDecodeError, RuntimeError, KeyError) as error:
+            raise RunError(f"{folder}: the model is damaged ({error}); train it again") from error
+        return cls(study, model.eval(), features, targets)
+
+    @torch.no_grad()
+    def predict(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Predictions of every task for raw rows, with the table's index.
+
+        A regression task gives a column `<task>` in its own units; a binary one `<task>` (the more probable class) and
+        `<task>_probability` (of the positive class); a multiclass one `<task>` and `<task>_probability_<class>` each.
+
+        Raises:
+            DataError: when a feature's column is missing or holds what it did not hold in training.
+        """
+        outputs = self.model(torch.from_numpy(self.features.transform(table))).numpy()
+        columns: dict[str, Any] = {}
+        for target, position in zip(self.targets, self.model.layout.columns, strict=True):
+            predicted = predictions(outputs, target, position)
+            if target.classes is None:
+                columns[target.task] = predicted
+                continue
+            classes = np.asarray(target.classes, dtype=object)
+            if target.kind == "binary":
+                columns[target.task] = classes[(predicted > 0.5).astype(int)]
+                columns[f"{target.task}_probability"] = predicted
+            else:
+                columns[target.task] = classes[predicted.argmax(1)]
+                for index, name in enumerate(target.classes):
+                    columns[f"{target.task}_probability_{name}"] = predicted[:, index]
+        return pd.DataFrame(columns, index=table.index).infer_objects()
+
+
+def save_model(folder: Path, study: Study, prepared: Prepared, run: TrainingRun) -> SavedModel:
+    """Write the best epoch's model of `run` to `folder`, with an input example and a signature for MLflow.
+
+    Raises:
+        TrainingDivergedError: when the run kept no epoch.
+    """
+    run.restore_best()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
+    (folder / "targets.json").write_text(
+        json.dumps([target.to_dict() for target in prepared.targets], indent=2), encoding="utf-8"
+    )
+    prepared.features.save(folder)
+    weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
+    torch.save(weights, folder / "weights.pt")
+    saved = SavedModel(study, run.model.cpu().eval(), prepared.features, prepared.targets)
+    example = prepared.example
+    (folder / "input_example.json").write_text(
+        example.to_json(orient="split", index=False, date_format="iso"), encoding="utf-8"
+    )
+    signature = {"inputs": _schema(example), "outputs": _schema(saved.predict(example)), "params": None}
+    (folder / "signature.json").write_text(json.dumps(signature, indent=2), encoding="utf-8")
+    return saved
+
+
+def _schema(table: pd.DataFrame) -> str:
+    """The table's columns in the form of MLflow's model signatures (a JSON text in its JSON)."""
+    return json.dumps(
+        [{"type": _mlflow_type(column), "name": str(name), "required": True} for name, column in table.items()]
+    )
+
+
+def _mlflow_type(column: pd.Series) -> str:
+    if pd.api.types.is_bool_dtype(column):
+        return "boolean"
+    if pd.api.types.is_integer_dtype(column):
+        return "long"
+    if pd.api.types.is_float_dtype(column):
+        return "double"
+    return "datetime" if pd.api.types.is_datetime64_any_dtype(column) else "string"
+
+
+def _load_pyfunc(path: str) -> Any:
+    """The entry that MLflow calls to load a logged model."""
+    return SavedModel.load(Path(path))

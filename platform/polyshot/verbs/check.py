@@ -1,0 +1,38 @@
+"""`polyshot check`: what a study would do, in words, before anything is trained."""
+
+from __future__ import annotations
+
+from polyshot.study import CustomEncoder, Study
+
+
+def check(study: Study, *, with_data: bool = False) -> list[str]:
+    """Sentences about a valid study: which of its parts run code of the user's, and what its table holds.
+
+    Raises:
+        PolyshotError: with `with_data`, when the table cannot be read or does not fit the study.
+    """
+    words = [f"runs code of yours: {path} ({key})" for key, path in _code(study).items()]
+    if with_data:
+        from polyshot.data.prepare import prepare
+
+        prepared = prepare(study)
+        sizes = {split: len(getattr(prepared, split).features) for split in ("train", "validation", "test")}
+        words.append("rows: " + ", ".join(f"{rows} {split}" for split, rows in sizes.items()))
+        words.append(f"features: {len(prepared.features.names)} from {len(prepared.features.columns)} columns")
+        for index, target in enumerate(prepared.targets):
+            words.append(f"task {target.task}: {int(prepared.train.mask[:, index].sum())} labels for training")
+        words.extend(prepared.notes)
+    return words
+
+
+def _code(study: Study) -> dict[str, str]:
+    """The keys that name Python objects, which are imported and called."""
+    named = {}
+    if study.data.is_function:
+        named["data.source"] = study.data.source
+    if isinstance(study.model.encoder, CustomEncoder):
+        named["model.encoder.kind"] = study.model.encoder.kind
+    for index, space in enumerate(study.search.spaces):
+        if ":" in space:
+            named[f"search.spaces.{index}"] = space
+    return named
