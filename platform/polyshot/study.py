@@ -58,8 +58,10 @@ class Split(Section):
 
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Fraction of rows for validation.")
     test: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Fraction of rows for the final test.")
-    stratify: bool = Field(
-        True, description="Keep class proportions of the first classification task equal over the splits (no group)."
+    stratify: bool | str = Field(
+        True,
+        description="Keep class proportions equal over the splits (where there is no `data.group`): of the column that is "
+        "named, or, when `true`, of the first classification task.",
     )
     seed: int = Field(0, ge=0, description="Seed of the split; kept apart from the study's so that reseeding keeps it.")
 
@@ -169,6 +171,77 @@ class HardSharing(Section):
     kind: Literal["hard"] = "hard"
 
 
+class SoftSharing(Section):
+    """One encoder per task, tied by an L2 penalty between their parameters (Duong 2015)."""
+
+    kind: Literal["soft"]
+    strength: float = Field(
+        1e-3,
+        ge=0,
+        allow_inf_nan=False,
+        description="Factor of the penalty: the tasks' mean squared distance from their mean parameters.",
+    )
+
+
+class CrossStitchSharing(Section):
+    """One encoder per task, whose activations are mixed linearly after every layer (Misra 2016)."""
+
+    kind: Literal["cross_stitch"]
+    own_share: float = Field(0.9, ge=0, le=1, description="A task's share of its own activations at the start.")
+
+
+class HierarchicalSharing(Section):
+    """One encoder, with tasks supervised at different depths (Søgaard & Goldberg 2016)."""
+
+    kind: Literal["hierarchical"]
+    depths: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="The layer that a task's head reads, from 1; tasks left out read the last."
+    )
+
+
+class AttentionSharing(Section):
+    """One encoder, and a soft mask per task over the features of each of its layers (MTAN, Liu 2019)."""
+
+    kind: Literal["attention"]
+
+
+class MMoESharing(Section):
+    """Experts, each an encoder, that every task weighs by a gate of its own (Ma 2018)."""
+
+    kind: Literal["mmoe"]
+    experts: int = Field(4, ge=1, description="Number of experts.")
+
+
+class CGCSharing(Section):
+    """Experts of all tasks and of each task, with a gate per task over both (Tang 2020)."""
+
+    kind: Literal["cgc"]
+    shared_experts: int = Field(1, ge=1, description="Experts of all tasks.")
+    task_experts: int = Field(1, ge=1, description="Experts of each task.")
+
+
+class PLESharing(Section):
+    """Levels of CGC, over which the layers of the encoder are divided (Tang 2020)."""
+
+    kind: Literal["ple"]
+    levels: int = Field(2, ge=1, description="Number of levels, at most the encoder's layers.")
+    shared_experts: int = Field(1, ge=1, description="Experts of all tasks, on every level.")
+    task_experts: int = Field(1, ge=1, description="Experts of each task, on every level.")
+
+
+Sharing = Annotated[
+    Annotated[HardSharing, Tag("hard")]
+    | Annotated[SoftSharing, Tag("soft")]
+    | Annotated[CrossStitchSharing, Tag("cross_stitch")]
+    | Annotated[HierarchicalSharing, Tag("hierarchical")]
+    | Annotated[AttentionSharing, Tag("attention")]
+    | Annotated[MMoESharing, Tag("mmoe")]
+    | Annotated[CGCSharing, Tag("cgc")]
+    | Annotated[PLESharing, Tag("ple")],
+    _kind_or("hard"),
+]
+
+
 Encoder = Annotated[Annotated[MLP, Tag("mlp")] | Annotated[CustomEncoder, Tag("custom")], _kind_or("mlp")]
 
 
@@ -176,13 +249,184 @@ class Model(Section):
     """encoder × sharing × heads: what is computed from the inputs, which part tasks share, and one head per task."""
 
     encoder: Encoder = Field(default_factory=MLP)
-    sharing: HardSharing = Field(default_factory=HardSharing)
+    sharing: Sharing = Field(default_factory=HardSharing)
 
 
 class FixedBalance(Section):
     """The weighted sum of task losses, with the weights of the tasks on the simplex."""
 
     kind: Literal["fixed"] = "fixed"
+
+
+class RandomBalance(Section):
+    """Random weights for every batch (Lin 2022): what a balancer has to beat."""
+
+    kind: Literal["random"]
+
+
+class UncertaintyBalance(Section):
+    """Weights from learnt noise levels of the tasks (Kendall 2018)."""
+
+    kind: Literal["uncertainty"]
+
+
+class DWABalance(Section):
+    """Dynamic weight average: tasks whose loss falls slowly weigh more (Liu 2019)."""
+
+    kind: Literal["dwa"]
+    temperature: float = Field(2.0, gt=0, allow_inf_nan=False, description="Higher is closer to equal weights.")
+
+
+class GLSBalance(Section):
+    """The geometric mean of the losses (Chennupati 2019)."""
+
+    kind: Literal["gls"]
+
+
+class FAMOBalance(Section):
+    """All losses fall at the same relative rate, learnt from the losses alone (Liu 2023)."""
+
+    kind: Literal["famo"]
+    learning_rate: float = Field(0.025, gt=0, allow_inf_nan=False, description="Of the task weights' logits.")
+    weight_decay: float = Field(1e-3, ge=0, allow_inf_nan=False, description="Of the task weights' logits.")
+
+
+class STCHBalance(Section):
+    """A smooth maximum of the weighted losses (Lin 2024)."""
+
+    kind: Literal["stch"]
+    mu: float = Field(0.1, gt=0, allow_inf_nan=False, description="Smoothing μ; smaller is closer to the maximum.")
+
+
+class IMTLLBalance(Section):
+    """Learnt scales that make all losses alike (IMTL-L, Liu 2021)."""
+
+    kind: Literal["imtl_l"]
+
+
+class GradNormBalance(Section):
+    """Loss weights that make tasks train at similar rates, from gradient norms at the last shared layer (Chen 2018)."""
+
+    kind: Literal["gradnorm"]
+    alpha: float = Field(1.5, ge=0, allow_inf_nan=False, description="How strongly rates are drawn together (α).")
+    learning_rate: float = Field(0.025, gt=0, allow_inf_nan=False, description="Of the loss weights.")
+
+
+class GradientBalance(Section):
+    """What the methods that combine the tasks' gradients have in common."""
+
+    at: Literal["parameters", "features"] = Field(
+        "parameters",
+        description="Where gradients are compared: at the shared `parameters` (the papers' own), or at the shared "
+        "`features`, which is nearly as fast as fixed weights, an approximation, and needs hard sharing.",
+    )
+
+
+class MGDABalance(GradientBalance):
+    """The shortest convex combination of the gradients (Désidéri 2012, Sener & Koltun 2018)."""
+
+    kind: Literal["mgda"]
+    normalise: Literal["none", "norm", "loss"] = Field("none", description="What gradients are divided by first.")
+
+
+class PCGradBalance(GradientBalance):
+    """Conflicting gradients are projected on each other's normal planes (Yu 2020)."""
+
+    kind: Literal["pcgrad"]
+
+
+class GradVacBalance(GradientBalance):
+    """Pairs of gradients are brought to their usual cosine (Wang 2021)."""
+
+    kind: Literal["gradvac"]
+    beta: float = Field(0.5, ge=0, le=1, description="Share of the new cosine in the running mean (β).")
+
+
+class GradDropBalance(GradientBalance):
+    """In each coordinate, gradients of one randomly drawn sign (Chen 2020)."""
+
+    kind: Literal["graddrop"]
+
+
+class CAGradBalance(GradientBalance):
+    """Near the average gradient, what serves the worst-off task best (Liu 2021)."""
+
+    kind: Literal["cagrad"]
+    c: float = Field(0.5, ge=0, allow_inf_nan=False, description="How far from the average gradient, in its norm (c).")
+
+
+class IMTLGBalance(GradientBalance):
+    """The direction with equal projections on all gradients (IMTL-G, Liu 2021)."""
+
+    kind: Literal["imtl_g"]
+
+
+class NashMTLBalance(GradientBalance):
+    """The Nash bargaining solution among tasks (Navon 2022)."""
+
+    kind: Literal["nash_mtl"]
+    max_norm: float | None = Field(1.0, gt=0, description="Largest norm of the combined gradient; `null` for none.")
+    every: int = Field(1, ge=1, description="Steps for which weights are kept.")
+
+
+class AlignedMTLBalance(GradientBalance):
+    """The gradients are made orthogonal before they are summed (Senushkin 2023)."""
+
+    kind: Literal["aligned_mtl"]
+    scale: Literal["min", "median", "rmse"] = Field("min", description="Which eigenvalue their length is taken from.")
+
+
+class UPGradBalance(GradientBalance):
+    """Each gradient is projected on the directions that harm no task, then they are summed (Quinton & Rey 2024)."""
+
+    kind: Literal["upgrad"]
+
+
+class FairGradBalance(GradientBalance):
+    """α-fair allocation of the update among tasks (Ban & Ji 2024)."""
+
+    kind: Literal["fairgrad"]
+    alpha: float = Field(
+        2.0, ge=0, allow_inf_nan=False, description="Fairness α: 0 the average, 1 proportional (Nash), higher fairer."
+    )
+
+
+class DualProjBalance(GradientBalance):
+    """The average gradient, projected on the directions that harm no task (Lopez-Paz & Ranzato 2017)."""
+
+    kind: Literal["dualproj"]
+
+
+class ConFIGBalance(GradientBalance):
+    """The direction with equal cosines to all gradients (Liu 2025)."""
+
+    kind: Literal["config"]
+
+
+Balance = Annotated[
+    Annotated[FixedBalance, Tag("fixed")]
+    | Annotated[RandomBalance, Tag("random")]
+    | Annotated[UncertaintyBalance, Tag("uncertainty")]
+    | Annotated[DWABalance, Tag("dwa")]
+    | Annotated[GLSBalance, Tag("gls")]
+    | Annotated[FAMOBalance, Tag("famo")]
+    | Annotated[STCHBalance, Tag("stch")]
+    | Annotated[IMTLLBalance, Tag("imtl_l")]
+    | Annotated[GradNormBalance, Tag("gradnorm")]
+    | Annotated[MGDABalance, Tag("mgda")]
+    | Annotated[PCGradBalance, Tag("pcgrad")]
+    | Annotated[GradVacBalance, Tag("gradvac")]
+    | Annotated[GradDropBalance, Tag("graddrop")]
+    | Annotated[CAGradBalance, Tag("cagrad")]
+    | Annotated[IMTLGBalance, Tag("imtl_g")]
+    | Annotated[NashMTLBalance, Tag("nash_mtl")]
+    | Annotated[AlignedMTLBalance, Tag("aligned_mtl")]
+    | Annotated[UPGradBalance, Tag("upgrad")]
+    | Annotated[FairGradBalance, Tag("fairgrad")]
+    | Annotated[DualProjBalance, Tag("dualproj")]
+    | Annotated[ConFIGBalance, Tag("config")],
+    _kind_or("fixed"),
+]
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -344,7 +588,7 @@ class Study(Section):
     data: Data
     tasks: dict[Annotated[str, Field(pattern=NAME)], Task] = Field(min_length=1)
     model: Model = Field(default_factory=Model)
-    balance: FixedBalance = Field(default_factory=FixedBalance)
+    balance: Balance = Field(default_factory=FixedBalance)
     training: Training = Field(default_factory=Training)
     scale: Scale = Field(default_factory=Scale)
     search: Search = Field(default_factory=Search)
@@ -449,6 +693,8 @@ class Study(Section):
         """The single-task baseline of `task`: the same study with one task and nothing to share or to balance."""
         tree = self.to_dict()
         tree["tasks"] = {task: tree["tasks"][task] | {"weight": 1.0}}
+        if self.stratified_by is not None:
+            tree["data"]["split"]["stratify"] = self.stratified_by
         tree["data"]["ignore"] = [*tree["data"]["ignore"], *(t for t in self.targets.values() if t != self.targets[task])]
         tree["model"]["sharing"] = {"kind": "hard"}
         tree["balance"] = {"kind": "fixed"}
@@ -485,6 +731,17 @@ class Study(Section):
         return {name: task.target or name for name, task in self.tasks.items()}
 
     @property
+    def stratified_by(self) -> str | None:
+        """The column whose proportions the splits keep."""
+        stratify = self.data.split.stratify
+        if self.data.group is not None or stratify is False:
+            return None
+        if isinstance(stratify, str):
+            return stratify
+        classified = (name for name, task in self.tasks.items() if not isinstance(task, RegressionTask))
+        return next((self.targets[name] for name in classified), None)
+
+    @property
     def task_weights(self) -> dict[str, float]:
         """Task weights λ, normalised: Σ λ = 1."""
         total = sum(task.weight for task in self.tasks.values())
@@ -511,6 +768,7 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
             yield ("data", "features"), f"'{target}' is the target of task '{name}'; remove it from the features"
     if study.data.group in targets.values():
         yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
+    yield from _sharing_disagreements(study)
     objectives = ["improvement", *(f"{name}/{task.metric}" for name, task in study.tasks.items())]
     if study.search.objective not in objectives:
         yield (
@@ -532,6 +790,25 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
             except StudyError as error:
                 yield ("search", "space", key), f"the key does not accept {value!r}: {error.problems[0].message}"
                 break
+
+
+def _sharing_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
+    """Tasks and layers that a sharing scheme names and that are not there; custom encoders are checked when built."""
+    sharing, encoder = study.model.sharing, study.model.encoder
+    layers = encoder.depth if isinstance(encoder, MLP) else None
+    if isinstance(sharing, HierarchicalSharing):
+        for task, depth in sharing.depths.items():
+            place = ("model", "sharing", "depths", task)
+            if task not in study.tasks:
+                yield place, f"names no task of this study.{did_you_mean(task, study.tasks)}"
+            if layers is not None and depth > layers:
+                yield place, f"the encoder has {layers} layers, got {depth}; lower it or raise model.encoder.depth"
+    if isinstance(sharing, PLESharing) and layers is not None and sharing.levels > layers:
+        yield (
+            ("model", "sharing", "levels"),
+            f"the encoder's layers are divided over the levels and it has {layers}, got {sharing.levels} levels; "
+            "lower model.sharing.levels or raise model.encoder.depth",
+        )
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

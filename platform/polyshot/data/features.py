@@ -1,0 +1,273 @@
+"""Input columns as numbers: cleaned, imputed and standardised by statistics of the training rows alone.
+
+`prepare` fits a `Features` on the training rows; it is saved with the model and turns the rows to predict into the same
+numbers. It never sees a target, and nothing of it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import skops.io
+from numpy.typing import NDArray
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from polyshot.data.columns import (
+    as_booleans,
+    as_dates,
+    as_numbers,
+    as_texts,
+    distinct_values,
+    infer_kind,
+    require_columns,
+    text_of,
+    with_text_names,
+)
+from polyshot.errors import DataError, RunError, did_you_mean
+from polyshot.study import ColumnKind, Study
+
+MAX_CATEGORIES = 64  # outputs of one categorical column; the rarest beyond share one
+MANY_TEXTS = 20  # texts that may all be distinct: beyond, a column of mostly distinct texts is left out
+TRUSTED_TYPES = ["numpy.dtype"]  # beyond what skops trusts itself
+STATE_FILE, KINDS_FILE = "features.skops", "features.json"
+
+
+def feature_columns(table: pd.DataFrame, study: Study) -> list[str]:
+    """The study's input columns: `data.features`, by default all but targets and group; without `data.ignore`.
+
+    Raises:
+        DataError: when the study names a column that the table lacks, or no column is left.
+    """
+    data, targets = study.data, study.targets
+    for name, target in targets.items():
+        require_columns(table, [target], f"tasks.{name}")
+    require_columns(table, data.features or [], "data.features")
+    require_columns(table, data.ignore, "data.ignore")
+    require_columns(table, list(data.columns), "data.columns")
+    require_columns(table, [data.group] if data.group else [], "data.group")
+    left_out = {*data.ignore, *targets.values()}
+    wanted = data.features
+    if wanted is None:
+        wanted = [name for name in table.columns if name != data.group]
+    columns = [name for name in dict.fromkeys(wanted) if name not in left_out]
+    if not columns:
+        raise DataError("data: no feature column is left beside targets, group and ignored ones; ignore fewer columns")
+    return columns
+
+
+class Features:
+    """A fitted reading of a table's input columns.
+
+    Numeric columns are imputed by the median and standardised. Categorical ones are one-hot: missing is a category of
+    its own; where there are more than 64, the rarest share 'other'; one that was not seen in training is 'other', or
+    all zeros where there is none. Booleans are 0 and 1, imputed by the more frequent. Dates become days since 1970,
+    year, month and day of the week, each standardised. A numeric, boolean or date column with missing values in the
+    training rows gets one more output, 1 where it was missing.
+
+    Attributes:
+        columns: the input columns that are used.
+        kinds: the kind of each.
+        names: the outputs, [F].
+        notes: one sentence for each column that was left out, and why.
+    """
+
+    def __init__(self, kinds: Mapping[str, ColumnKind], transformer: ColumnTransformer, notes: Sequence[str]):
+        self.kinds = dict(kinds)
+        self.columns = list(self.kinds)
+        self.notes = list(notes)
+        self._transformer = transformer
+        self.names = list(self._output_names())
+
+    # --- fitting and transforming ------------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(cls, table: pd.DataFrame, columns: Sequence[str], overrides: Mapping[str, ColumnKind]) -> Features:
+        """Fit on `table`, which must hold the training rows only.
+
+        Raises:
+            DataError: for a value that does not fit its column's kind, or when no column is left.
+        """
+        kinds: dict[str, ColumnKind] = {}
+        notes = []
+        for name in columns:
+            kind = overrides.get(name) or infer_kind(table[name])
+            reason = reason_to_leave_out(table[name], kind, chosen=name in overrides)
+            if reason is None and kind is not None:
+                kinds[name] = kind
+            else:
+                notes.append(f"The column '{name}' is left out of the features: {reason}.")
+        if not kinds:
+            raise DataError(f"data: no feature column is left. {' '.join(notes)}")
+        inputs = _inputs(table, kinds)
+        transformer = _transformer(inputs, kinds)
+        transformer.fit(inputs)
+        return cls(kinds, transformer, notes)
+
+    def transform(self, table: pd.DataFrame) -> NDArray[np.float32]:
+        """The rows as numbers [N, F]. Columns that were not trained with are ignored.
+
+        Raises:
+            DataError: for a column that is absent, or a value that does not fit its column's kind.
+        """
+        table = with_text_names(table, "the table")
+        absent = [name for name in self.columns if name not in table.columns]
+        if absent:
+            more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+            raise DataError(
+                f"the table has no column '{absent[0]}'{more}, which the model was trained with; add it, empty if its "
+                f"values are unknown.{did_you_mean(absent[0], table.columns)}"
+            )
+        if not len(table):
+            return np.empty((0, len(self.names)), dtype=np.float32)
+        with np.errstate(over="ignore"):
+            outputs: NDArray[np.float32] = self._transformer.transform(_inputs(table, self.kinds)).astype(np.float32)
+        if not np.isfinite(outputs).all():
+            name = self.names[int(np.argmin(np.isfinite(outputs).all(axis=0)))]
+            raise DataError(f"the column '{name}' holds numbers too large for float32 once standardised; correct them")
+        return outputs
+
+    def _output_names(self) -> Iterator[str]:
+        labels = _input_labels(self.kinds)
+        for block, transformer, inputs in self._transformer.transformers_:
+            match block:
+                case "missing":
+                    yield from (
+                        f"{self.columns[_position(inputs[index])]} is missing" for index in transformer.features_
+                    )
+                case "categorical":
+                    rare_of = transformer.infrequent_categories_ if transformer.max_categories else [None] * len(inputs)
+                    for key, categories, rare in zip(inputs, transformer.categories_, rare_of, strict=True):
+                        kept = categories if rare is None else [c for c in categories if not _is_among(c, rare)]
+                        yield from (f"{labels[key]} is missing" if c != c else f"{labels[key]}={c}" for c in kept)
+                        yield from [] if rare is None else [f"{labels[key]}=other"]
+                case _:
+                    yield from (labels[key] for key in inputs)
+
+    # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write two files into `folder`, which is made when it is not there."""
+        folder.mkdir(parents=True, exist_ok=True)
+        skops.io.dump(self._transformer, folder / STATE_FILE)
+        text = json.dumps({"kinds": self.kinds, "notes": self.notes}, indent=2, ensure_ascii=False)
+        (folder / KINDS_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Features:
+        """What `save` wrote.
+
+        Raises:
+            RunError: when the files are not there, or are not what `save` writes.
+        """
+        try:
+            state = json.loads((folder / KINDS_FILE).read_text(encoding="utf-8"))
+            transformer = skops.io.load(folder / STATE_FILE, trusted=TRUSTED_TYPES)
+            return cls(state["kinds"], transformer, state["notes"])
+        except Exception as error:  # a damaged file can fail anywhere in JSON, zip, skops or scikit-learn
+            raise RunError(
+                f"{folder}: the model's features cannot be read ({type(error).__name__}: {error}); save the model anew"
+            ) from error
+
+
+# --- which columns are used ------------------------------------------------------------------------------------------
+
+
+def reason_to_leave_out(column: pd.Series, kind: ColumnKind | None, *, chosen: bool) -> str | None:
+    """Why a column cannot or should not be learnt from, or None; `chosen`: the user gave its kind."""
+    if kind is None:
+        return f"its values ({column.dtype}) are neither numbers, text, booleans nor dates; convert them"
+    if column.isna().all():
+        return "it is empty in all training rows"
+    distinct = distinct_values(column, f"the column '{column.name}'")
+    if distinct == 1 and not column.isna().any():
+        return f"all training rows have the same value, {text_of(column.iloc[0])!r}"
+    if kind == "categorical" and not chosen and is_mostly_distinct(distinct, int(column.notna().sum())):
+        return (
+            f"{distinct} of its {int(column.notna().sum())} texts are distinct, as in names and identifiers; "
+            "give its kind in data.columns to keep it"
+        )
+    return None
+
+
+def is_mostly_distinct(distinct: int, count: int) -> bool:
+    """Whether texts name rows (names, identifiers, free text) rather than categories."""
+    return distinct > MANY_TEXTS and distinct > count / 2
+
+
+# --- the transformer -------------------------------------------------------------------------------------------------
+# Its inputs are named by position ('3', '3 year'), since names of the user's may collide with those of date parts.
+
+DATE_PARTS = ("days", "year", "month", "weekday")
+
+
+def _input_labels(kinds: Mapping[str, ColumnKind]) -> dict[str, str]:
+    """The user's words for each input of the transformer."""
+    labels: dict[str, str] = {}
+    for position, (name, kind) in enumerate(kinds.items()):
+        if kind == "date":
+            labels |= {f"{position} {part}": f"{name} {part}" for part in DATE_PARTS}
+        else:
+            labels[str(position)] = name
+    return labels
+
+
+def _position(key: str) -> int:
+    return int(key.partition(" ")[0])
+
+
+def _inputs(table: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> pd.DataFrame:
+    inputs: dict[str, NDArray[np.float64] | pd.Series] = {}
+    for position, (name, kind) in enumerate(kinds.items()):
+        column, place = table[name], f"the column '{name}'"
+        match kind:
+            case "numeric":
+                inputs[str(position)] = as_numbers(column, place)
+            case "boolean":
+                inputs[str(position)] = as_booleans(column, place)
+            case "categorical":
+                inputs[str(position)] = pd.Series(as_texts(column, place), dtype=object)
+            case "date":
+                parts = _date_parts(as_dates(column, place))
+                inputs |= {f"{position} {part}": values for part, values in parts.items()}
+    return pd.DataFrame(inputs)
+
+
+def _date_parts(dates: pd.Series) -> dict[str, NDArray[np.float64]]:
+    seconds = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+    parts = [seconds / 86400, dates.dt.year, dates.dt.month, dates.dt.day_of_week]
+    return {name: part.to_numpy(dtype=np.float64) for name, part in zip(DATE_PARTS, parts, strict=True)}
+
+
+def _transformer(inputs: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> ColumnTransformer:
+    def of(*wanted: ColumnKind) -> list[str]:
+        return [key for key in inputs.columns if list(kinds.values())[_position(key)] in wanted]
+
+    # Of a date's parts one tells whether it is missing.
+    may_be_missing = [key for key in of("numeric", "boolean", "date") if key.partition(" ")[2] in ("", DATE_PARTS[0])]
+    # scikit-learn counts categories in Python, value by value: it is asked to only where some may be too many.
+    some_have_many = any(inputs[key].nunique(dropna=False) > MAX_CATEGORIES for key in of("categorical"))
+    one_hot = OneHotEncoder(
+        handle_unknown="infrequent_if_exist",
+        max_categories=MAX_CATEGORIES if some_have_many else None,
+        sparse_output=False,
+        dtype=np.float32,
+    )
+    blocks = [
+        ("numeric", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), of("numeric", "date")),
+        ("boolean", SimpleImputer(strategy="most_frequent"), of("boolean")),
+        ("missing", MissingIndicator(error_on_new=False), may_be_missing),
+        ("categorical", one_hot, of("categorical")),
+    ]
+    return ColumnTransformer([block for block in blocks if block[2]], sparse_threshold=0)
+
+
+def _is_among(category: object, others: Sequence[object]) -> bool:
+    """Membership where NaN is equal to itself."""
+    return any(category == other or (category != category and other != other) for other in others)

@@ -1,0 +1,147 @@
+"""A study's table as tensors in memory: features, targets and masks of the three splits.
+
+Called once per run by everything that trains. It reads and encodes; batches, devices and losses are the training
+loop's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from polyshot.data.columns import with_text_names
+from polyshot.data.features import Features, feature_columns
+from polyshot.data.source import read_table
+from polyshot.data.split import SPLITS, WORDS, Rows, split_rows
+from polyshot.data.targets import Target, fit_target
+from polyshot.errors import DataError
+from polyshot.study import Study
+
+EXAMPLE_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of one split.
+
+    Attributes:
+        features: float32 [N, F].
+        targets: float32 [N, T], encoded (see `Target.encode`), 0 where the label is missing.
+        mask: bool [N, T], true where the label is known.
+    """
+
+    features: torch.Tensor
+    targets: torch.Tensor
+    mask: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def to(self, device: torch.device | str) -> Examples:
+        return Examples(self.features.to(device), self.targets.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study's data, ready to train on.
+
+    Attributes:
+        targets: [T], in the order of the study's tasks.
+        rows: positions in the table of each split's rows.
+        example: the first training rows as they stand in the table, used columns only.
+        notes: what the user should know and need not mend, a sentence each (columns left out, classes never seen).
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    features: Features
+    targets: list[Target]
+    rows: dict[str, Rows]
+    example: pd.DataFrame
+    notes: list[str]
+
+    def for_task(self, task: str) -> Prepared:
+        """The same splits and features with one task, and the rows that have its label: what learning it alone would use."""
+        place = [target.task for target in self.targets].index(task)
+
+        def alone(examples: Examples) -> Examples:
+            known = examples.mask[:, place]
+            column = slice(place, place + 1)
+            return Examples(examples.features[known], examples.targets[known, column], examples.mask[known, column])
+
+        def rows_alone(split: str, examples: Examples) -> Rows:
+            return self.rows[split][examples.mask[:, place].numpy()]
+
+        splits = dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
+        return replace(
+            self,
+            train=alone(self.train),
+            validation=alone(self.validation),
+            test=alone(self.test),
+            targets=[self.targets[place]],
+            rows={split: rows_alone(split, examples) for split, examples in splits.items()},
+        )
+
+
+def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
+    """The study's data as CPU tensors; `table`, when given, stands for what `study.data.source` would give.
+
+    Rows without any label are kept, masked. Everything is fitted on the training rows.
+
+    Raises:
+        DataError: for whatever is wrong with the table, in one sentence.
+        RunError: when the source function cannot be imported.
+    """
+    table = read_table(study) if table is None else with_text_names(table, "the table").reset_index(drop=True)
+    if table.empty:
+        raise DataError("the table has no rows; give a table with rows")
+    columns = feature_columns(table, study)
+    rows = split_rows(table, study)
+    targets = [fit_target(name, task, table, rows["train"]) for name, task in study.tasks.items()]
+    labels = np.stack([target.encode(table[target.column]) for target in targets], axis=1)
+    notes = _check_classes(targets, labels, rows)
+    features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns)
+
+    def examples(split: str) -> Examples:
+        known = ~np.isnan(labels[rows[split]])
+        return Examples(
+            torch.from_numpy(features.transform(table.iloc[rows[split]])),
+            torch.from_numpy(np.where(known, labels[rows[split]], np.float32(0))),
+            torch.from_numpy(known),
+        )
+
+    train, validation, test = map(examples, SPLITS)
+    example = table.loc[rows["train"][:EXAMPLE_ROWS], features.columns].reset_index(drop=True)
+    return Prepared(train, validation, test, features, targets, rows, example, [*features.notes, *notes])
+
+
+def _check_classes(targets: list[Target], labels: np.ndarray, rows: dict[str, Rows]) -> list[str]:
+    """Check what can be learnt and measured, and note the classes that cannot.
+
+    Raises:
+        DataError: when some split of a binary task has one class only, or the training split of any task has.
+    """
+    notes = []
+    for position, target in enumerate(targets):
+        if target.classes is None:
+            continue
+        for split in SPLITS if target.kind == "binary" else SPLITS[:1]:
+            found = np.unique(labels[rows[split], position])
+            found = found[~np.isnan(found)].astype(int)
+            if len(found) < 2:
+                only = target.classes[found[0]]
+                raise DataError(
+                    f"tasks.{target.task}: the {WORDS[split]} split has one class only ({only!r}) of "
+                    f"'{target.column}'; change data.split.seed or the fractions, or add rows"
+                )
+            if split == "train" and (unseen := [c for i, c in enumerate(target.classes) if i not in set(found)]):
+                shown = ", ".join(repr(value) for value in unseen[:5]) + (", ..." if len(unseen) > 5 else "")
+                notes.append(
+                    f"Task '{target.task}': {len(unseen)} of {len(target.classes)} classes ({shown}) are in no "
+                    "training row, so their rows will count as errors."
+                )
+    return notes

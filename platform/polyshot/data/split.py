@@ -1,0 +1,120 @@
+"""Divides a table's rows into training, validation and test, by fraction or by group, always the same for one seed.
+
+Called by `prepare`. It reads the group column and the labels it stratifies by, and never changes or drops a row.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from polyshot.data.columns import as_texts, counted, first_row, require_columns
+from polyshot.errors import DataError
+from polyshot.study import Study
+
+Rows = NDArray[np.int64]
+SPLITS = ("train", "validation", "test")
+WORDS = {"train": "training", "validation": "validation", "test": "test"}
+
+
+def split_rows(table: pd.DataFrame, study: Study) -> dict[str, Rows]:
+    """Row positions of `train`, `validation` and `test`, each in ascending order; together every row once.
+
+    With `data.group`, whole groups are drawn and the fractions are of groups. Otherwise rows are drawn, in equal
+    proportions from each class of the column that the study stratifies by (missing labels count as a class; classes of
+    fewer than three rows as one class together).
+
+    Raises:
+        DataError: when there are too few rows or groups, a row has no group, or a task has no label in some split.
+    """
+    split = study.data.split
+    generator = np.random.default_rng(split.seed)
+    if study.data.group is not None:
+        units, unit_of_row = _groups(table, study.data.group)
+        strata = np.zeros(units, dtype=np.int64)
+        few = f"data.group: the column '{study.data.group}' has {counted(units, 'group')}"
+    else:
+        units, unit_of_row = len(table), np.arange(len(table))
+        strata = _strata(table, study)
+        few = f"data: the table has {counted(units, 'row')}"
+    test, validation = (max(1, round(fraction * units)) for fraction in (split.test, split.validation))
+    if units - test - validation < 1:
+        raise DataError(f"{few}, too few for training, validation and test; give more or change data.split")
+    split_of_unit = _draw(strata, validation, test, generator)
+    rows = {name: np.flatnonzero(split_of_unit[unit_of_row] == position) for position, name in enumerate(SPLITS)}
+    _require_labels(table, study, rows)
+    return rows
+
+
+def _groups(table: pd.DataFrame, column: str) -> tuple[int, Rows]:
+    """The number of groups, and the group of each row."""
+    require_columns(table, [column], "data.group")
+    missing = table[column].isna().to_numpy()
+    if missing.any():
+        row, _ = first_row(table[column], missing)
+        raise DataError(
+            f"data.group: the column '{column}' is empty in {counted(int(missing.sum()), 'row')} (the first is {row}); "
+            "fill it or remove these rows, since rows of one group must not be divided"
+        )
+    texts = as_texts(table[column], f"data.group: the column '{column}'")
+    groups, group_of_row = np.unique(texts.astype(str), return_inverse=True)
+    return len(groups), group_of_row
+
+
+def _strata(table: pd.DataFrame, study: Study) -> Rows:
+    """The stratum of each row, 0 throughout where rows are not stratified."""
+    column = study.stratified_by
+    if column is None:
+        return np.zeros(len(table), dtype=np.int64)
+    require_columns(table, [column], "data.split.stratify" if study.data.split.stratify is not True else "tasks")
+    texts = as_texts(table[column], f"the column '{column}'")
+    strata, _ = pd.factorize(texts)
+    strata = strata + 1  # 0: no label
+    sizes = np.bincount(strata)
+    return np.where(sizes[strata] < 3, len(sizes), strata)
+
+
+def _draw(strata: Rows, validation: int, test: int, generator: np.random.Generator) -> Rows:
+    """The split of each unit (0 training, 1 validation, 2 test)."""
+    _, strata, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    of_test = _shares(sizes, test, kept=2)
+    of_validation = _shares(sizes - of_test, validation, kept=1)
+    drawn = np.zeros(len(strata), dtype=np.int64)
+    for stratum in range(len(sizes)):
+        members = generator.permutation(np.flatnonzero(strata == stratum))
+        drawn[members[: of_test[stratum]]] = 2
+        drawn[members[of_test[stratum] : of_test[stratum] + of_validation[stratum]]] = 1
+    return drawn
+
+
+def _shares(sizes: Rows, total: int, kept: int) -> Rows:
+    """How many of each stratum are drawn, `total` together: in proportion, but at least one where `total` allows.
+
+    `kept` members of each stratum are left for the other splits, so that three rows of a class reach all three.
+    """
+    most = np.maximum(sizes - kept, 0)
+    least = np.minimum(most, 1) if np.minimum(most, 1).sum() <= total else np.zeros_like(sizes)
+    exact = sizes * (total / sizes.sum())
+    shares = np.clip(np.floor(exact).astype(np.int64), least, most)
+    while (gap := total - int(shares.sum())) and (movable := shares < most if gap > 0 else shares > least).any():
+        lack = np.where(movable, (exact - shares) * np.sign(gap), -np.inf)
+        shares[int(np.argmax(lack))] += np.sign(gap)
+    return shares
+
+
+def _require_labels(table: pd.DataFrame, study: Study, rows: dict[str, Rows]) -> None:
+    for name, target in study.targets.items():
+        require_columns(table, [target], f"tasks.{name}")
+        labelled = table[target].notna().to_numpy()
+        if not labelled.any():
+            raise DataError(
+                f"tasks.{name}: the target column '{target}' is empty in every row; give it labels or remove the task"
+            )
+        for split in SPLITS:
+            if not labelled[rows[split]].any():
+                raise DataError(
+                    f"tasks.{name}: no row of the {WORDS[split]} split has a label ('{target}' is known in "
+                    f"{counted(int(labelled.sum()), 'row')} of {len(table)}); change data.split.seed or the fractions, "
+                    "or add labels"
+                )

@@ -1,0 +1,190 @@
+"""Target columns as numbers and back: class indices, or standardised values in and own units out.
+
+`prepare` fits one `Target` per task; it is saved with the model as JSON. Missing labels stay missing (NaN): no row is
+dropped here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api import types
+
+from polyshot.data.columns import as_numbers, first_row, require_columns, text_of
+from polyshot.errors import DataError, did_you_mean
+from polyshot.study import BinaryTask, RegressionTask, Task
+
+MAX_CLASSES = 1000
+ClassValue = str | int | bool
+
+
+@dataclass(frozen=True)
+class Target:
+    """How one task's labels are encoded.
+
+    Attributes:
+        classes: in the order of their indices; for a binary task the positive class is the second. None for regression.
+        mean, scale: of the labels of the training rows; 0 and 1 for classification.
+    """
+
+    task: str
+    kind: Literal["regression", "binary", "multiclass"]
+    column: str
+    classes: list[ClassValue] | None = None
+    mean: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def outputs(self) -> int:
+        """Numbers that a model's head gives for this task: one, or for a multiclass task one per class."""
+        return len(self.classes) if self.kind == "multiclass" and self.classes else 1
+
+    def encode(self, labels: pd.Series) -> NDArray[np.float32]:
+        """Labels [N] as class indices or standardised values, NaN where missing.
+
+        Raises:
+            DataError: for a label that is no number (regression) or none of the classes.
+        """
+        if self.classes is None:
+            numbers = as_numbers(labels, _place(self.task, self.column), MEND)
+            return ((numbers - self.mean) / self.scale).astype(np.float32)
+        index = {text_of(value): position for position, value in enumerate(self.classes)}
+        codes, values = pd.factorize(labels)
+        positions = np.array([*(index.get(text_of(value), np.inf) for value in values), np.nan], dtype=np.float32)
+        encoded: NDArray[np.float32] = positions[codes]
+        if np.isinf(encoded).any():
+            row, value = first_row(labels, np.isinf(encoded))
+            hint = did_you_mean(value, self.classes)
+            raise DataError(
+                f"{_place(self.task, self.column)} holds {value!r} in {row}, which is none of the classes trained "
+                f"with; correct it or leave it empty.{hint}"
+            )
+        return encoded
+
+    def decode(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Class indices or standardised values [N] as classes or in the target's own units."""
+        if self.classes is None:
+            return np.asarray(values, dtype=np.float64) * self.scale + self.mean
+        classes = np.empty(len(self.classes), dtype=object)
+        classes[:] = self.classes
+        return classes[np.asarray(values, dtype=np.int64)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**values)
+
+
+MEND = "correct it or leave it empty, or make the task's kind binary or multiclass"
+
+
+def fit_target(name: str, task: Task, table: pd.DataFrame, training_rows: NDArray[np.int64]) -> Target:
+    """The encoding of the task's labels: classes of the whole table, mean and scale of the training rows.
+
+    Classes come from all rows so that every label has an index; what is learnt about them comes from training alone.
+
+    Raises:
+        DataError: when the labels are not what the task's kind asks for.
+    """
+    column = task.target or name
+    require_columns(table, [column], f"tasks.{name}")
+    labels = table[column]
+    if labels.isna().all():
+        raise DataError(f"{_place(name, column)} is empty in every row; give it labels or remove the task")
+    if isinstance(task, RegressionTask):
+        return _fit_regression(name, column, labels, training_rows)
+    classes = class_values(labels, _place(name, column))
+    if isinstance(task, BinaryTask):
+        return Target(name, "binary", column, _negative_and_positive(name, column, task, classes))
+    if len(classes) > MAX_CLASSES:
+        raise DataError(
+            f"{_place(name, column)} has {len(classes)} classes, more than {MAX_CLASSES}; "
+            "group rare ones, or make the task's kind regression"
+        )
+    return Target(name, "multiclass", column, classes)
+
+
+def _place(task: str, column: str) -> str:
+    return f"tasks.{task}: the target column '{column}'"
+
+
+def _fit_regression(name: str, column: str, labels: pd.Series, training_rows: NDArray[np.int64]) -> Target:
+    numbers = as_numbers(labels, _place(name, column), MEND)
+    known = numbers[training_rows]
+    known = known[~np.isnan(known)]
+    if not len(known):
+        raise DataError(f"{_place(name, column)} has no labels in the training split; raise its share in data.split")
+    mean, scale = float(known.mean()), float(known.std())
+    if known.min() == known.max():
+        raise DataError(
+            f"{_place(name, column)} is {known[0]:g} in all {len(known)} labelled training rows, so there is nothing "
+            "to learn; remove the task or give more rows"
+        )
+    if not np.isfinite([mean, scale]).all() or scale == 0:
+        raise DataError(f"{_place(name, column)} has values too large or too close to standardise; rescale the column")
+    return Target(name, "regression", column, None, mean, scale)
+
+
+# --- classes ---------------------------------------------------------------------------------------------------------
+
+
+def class_values(labels: pd.Series, place: str) -> list[ClassValue]:
+    """The distinct labels, sorted: booleans or whole numbers where all are, otherwise texts.
+
+    Raises:
+        DataError: for fractions, compound values, or one class only; `place` is for its words.
+    """
+    if types.is_float_dtype(labels.dtype):
+        numbers = as_numbers(labels, place)
+        fractions = np.mod(numbers, 1) > 0  # false for NaN
+        if fractions.any():
+            row, value = first_row(labels, fractions)
+            raise DataError(
+                f"{place} holds {value:g} in {row}, and classes are texts, booleans or whole numbers; "
+                "make the task's kind regression or name the classes"
+            )
+    try:
+        values = [_class_value(value) for value in labels.dropna().unique()]
+    except TypeError:
+        raise DataError(f"{place} holds lists; give it a column of single values") from None
+    if len({type(value) for value in values}) > 1:
+        values = [text_of(value) for value in values]
+    classes = sorted(set(values))
+    if len(classes) == 1:
+        raise DataError(
+            f"{place} has one class only, {classes[0]!r}, so there is nothing to learn; give rows of another class or "
+            "remove the task"
+        )
+    return classes
+
+
+def _class_value(value: object) -> ClassValue:
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, float) and plain.is_integer():
+        return int(plain)
+    return plain if isinstance(plain, bool | int) else str(plain)
+
+
+def _negative_and_positive(name: str, column: str, task: BinaryTask, classes: Sequence[ClassValue]) -> list[ClassValue]:
+    if len(classes) > 2:
+        shown = ", ".join(repr(value) for value in classes[:5]) + (", ..." if len(classes) > 5 else "")
+        raise DataError(
+            f"{_place(name, column)} has {len(classes)} classes ({shown}) where a binary task has two; "
+            "make its kind multiclass"
+        )
+    if task.positive is None:
+        return list(classes)
+    positives = [value for value in classes if text_of(value) == text_of(task.positive)]
+    if not positives:
+        raise DataError(
+            f"tasks.{name}.positive: {task.positive!r} is none of the classes of '{column}' ({classes[0]!r}, "
+            f"{classes[1]!r}); name one of them.{did_you_mean(task.positive, classes)}"
+        )
+    return [value for value in classes if value != positives[0]] + positives
