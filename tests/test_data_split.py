@@ -46,8 +46,10 @@ def test_every_row_is_in_one_split_and_no_group_in_two(rows, groups, validation,
     unit = table["school"] if groups else table.index.to_series()
     drawn = {name: set(unit.iloc[positions]) for name, positions in split.items()}
     assert sum(map(len, drawn.values())) == units
-    assert len(drawn["test"]) == max(1, round(test * units))
-    assert len(drawn["validation"]) == max(1, round(validation * units))
+    for name, fraction in (("test", test), ("validation", validation)):
+        asked = max(1, round(fraction * units))
+        # A small class that has to reach all three splits may leave fewer rows to a large one.
+        assert len(drawn[name]) == asked if kind == "regression" or groups else 1 <= len(drawn[name]) <= asked
 
 
 def test_equal_seeds_give_equal_splits_and_others_do_not():
