@@ -149,7 +149,7 @@ def search(
         )
         return
     console = _console()
-    _print_table(console, _best_trials(result.trials), "best trials")
+    _print_table(console, result.trials.head(10).dropna(axis=1, how="all"), "best trials")
     _print_comparison(console, result.metrics)
     _print_verdict(console, result.improvement, result.hurt)
     _print_next(console, study, result.folder)
@@ -194,7 +194,7 @@ def compare(
     if as_json:
         _print_json(table.to_dict(orient="records"))
         return
-    _print_table(_console(), table.head(limit or len(table)), f"{len(table)} runs")
+    _print_table(_console(), table.drop(columns="run_id").head(limit or len(table)), f"{len(table)} runs")
 
 
 @app.command()
@@ -216,7 +216,7 @@ def sync(study_file: StudyFile) -> None:
     from polyshot.study import Study
     from polyshot.tracking.sync import sync as run_sync
 
-    typer.echo(f"Sent {run_sync(Study.load(study_file))} events to MLflow.")
+    typer.echo(run_sync(Study.load(study_file)))
 
 
 @app.command()
@@ -272,7 +272,8 @@ def _at_work(study: Study, verb: str) -> Iterator[Display]:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    # Wider than any terminal: a line that runs over reads better than columns that are squeezed to a letter.
+    return Console(highlight=False, width=1000)
 
 
 def _print_json(value: Any) -> None:
@@ -294,7 +295,8 @@ def _print_table(console: Console, table: pd.DataFrame, title: str) -> None:
 
     shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in table.columns:
-        shown.add_column(str(name), justify="left" if table[name].dtype == object else "right")
+        justify = "right" if table[name].dtype.kind in "if" else "left"
+        shown.add_column(str(name), justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in table.itertuples(index=False):
         shown.add_row(*(_word(value) for value in row))
     console.print(shown)
@@ -330,10 +332,6 @@ def _print_next(console: Console, study: Study, folder: Path) -> None:
     console.print(f"\nmodel     {folder / 'model'}")
     console.print(f"predict   polyshot predict {folder} rows.csv")
     console.print(f"compare   polyshot compare {study.name}{store}, or polyshot ui{store} for MLflow")
-
-
-def _best_trials(trials: pd.DataFrame) -> pd.DataFrame:
-    return trials.head(10)
 
 
 # --- the entry -------------------------------------------------------------------------------------------------------

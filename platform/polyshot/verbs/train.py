@@ -92,8 +92,11 @@ def train(
             folder.close("failed")
             raise
         parent.end()
-        folder.close("finished")
-    return TrainResult(**result, folder=folder.path, mlflow_id=tracker.mlflow_id(parent))
+    if (kept := tracker.close()) is not None:
+        progress.note(str(kept))
+    folder.state["mlflow_id"] = tracker.mlflow_id(parent)
+    folder.close("finished")
+    return TrainResult(**result, folder=folder.path, mlflow_id=folder.state["mlflow_id"])
 
 
 def _train(

@@ -1,0 +1,60 @@
+"""`polyshot predict`: a trained model on new rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polyshot.errors import RunError
+from polyshot.run_folder import latest_run
+from polyshot.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def predict(run: str | Path, rows: pd.DataFrame | str | Path, *, storage: Path = Path("polyshot-runs")) -> pd.DataFrame:
+    """Predictions of every task for each row (see `SavedModel.predict` for the columns).
+
+    Args:
+        run: a model's or run's folder; a study's file, folder or name (its newest run); or an MLflow run id.
+        rows: a table, or the CSV or Parquet file of one.
+        storage: the folder of runs, in which names and ids are looked up.
+
+    Raises:
+        RunError: when there is no such run.
+        DataError: when the rows cannot be read or lack a feature's column.
+    """
+    folder = find_model(str(run), storage)
+    from polyshot.saved_model import SavedModel
+
+    if isinstance(rows, str | Path):
+        from polyshot.data.source import read_path
+
+        rows = read_path(str(rows), Path.cwd())
+    return SavedModel.load(folder).predict(rows)
+
+
+def find_model(run: str, storage: Path) -> Path:
+    """The model folder that `run` names.
+
+    Raises:
+        RunError: when it names none.
+    """
+    if run.endswith((".yaml", ".yml")):
+        return latest_run(Study.load(run).storage_folder) / "model"
+    for folder in (Path(run), storage / run):
+        if (folder / "weights.pt").exists():
+            return folder
+        if (folder / "model" / "weights.pt").exists():
+            return folder / "model"
+        if folder.is_dir() and any(folder.glob("*-*/run.json")):
+            return latest_run(folder) / "model"
+    for state in storage.glob("*/*/run.json"):
+        if json.loads(state.read_text(encoding="utf-8")).get("mlflow_id") == run:
+            return state.parent / "model"
+    raise RunError(
+        f"'{run}' is neither a run's folder, nor a study file, nor a study or an MLflow run in {storage}; "
+        "give one of these"
+    )
