@@ -41,7 +41,7 @@ class Section(BaseModel):
 
 
 def _kind_or(default: str) -> Discriminator:
-    """Chooses a section's variant by its `kind`, which may be left out; `package.module:Class` is the variant `custom`."""
+    """Chooses a section's variant by its `kind`, which may be left out; `package.module:Class` is `custom`."""
 
     def tag(value: object) -> str:
         kind = value.get("kind", default) if isinstance(value, Mapping) else getattr(value, "kind", default)
@@ -60,8 +60,8 @@ class Split(Section):
     test: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Fraction of rows for the final test.")
     stratify: bool | str = Field(
         True,
-        description="Keep class proportions equal over the splits (where there is no `data.group`): of the column that is "
-        "named, or, when `true`, of the first classification task.",
+        description="Keep class proportions equal over the splits (where there is no `data.group`): of the column that "
+        "is named, or, when `true`, of the first classification task.",
     )
     seed: int = Field(0, ge=0, description="Seed of the split; kept apart from the study's so that reseeding keeps it.")
 
@@ -466,9 +466,7 @@ class Training(Section):
     batch_size: int = Field(256, ge=1, description="Rows per update, over all workers together.")
     optimiser: Optimiser = Field(default_factory=AdamW)
     schedule: Schedule = Field(default_factory=Schedule)
-    early_stopping: EarlyStopping | None = Field(
-        default_factory=EarlyStopping, description="`null` trains all epochs."
-    )
+    early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping, description="`null` trains all epochs.")
     clip_norm: float | None = Field(None, gt=0, description="Largest gradient norm; larger ones are scaled down.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="bfloat16 and float16 are automatic mixed precision (float16 on a GPU only)."
@@ -483,7 +481,9 @@ class Scale(Section):
     workers: int = Field(1, ge=1, description="Data-parallel workers of one training run.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where there is one.")
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of each worker; by default all in this process, one in a Ray worker."
+        None,
+        ge=1,
+        description="CPU threads of each worker; by default what the model keeps busy here, and one in a Ray worker.",
     )
     engine: Literal["auto", "process", "ray"] = Field(
         "auto", description="`auto`: in this process for one worker, Ray Train for more."
@@ -695,7 +695,10 @@ class Study(Section):
         tree["tasks"] = {task: tree["tasks"][task] | {"weight": 1.0}}
         if self.stratified_by is not None:
             tree["data"]["split"]["stratify"] = self.stratified_by
-        tree["data"]["ignore"] = [*tree["data"]["ignore"], *(t for t in self.targets.values() if t != self.targets[task])]
+        tree["data"]["ignore"] = [
+            *tree["data"]["ignore"],
+            *(t for t in self.targets.values() if t != self.targets[task]),
+        ]
         tree["model"]["sharing"] = {"kind": "hard"}
         tree["balance"] = {"kind": "fixed"}
         tree["search"] = Search().model_dump(mode="json")
@@ -750,7 +753,7 @@ class Study(Section):
     @property
     def storage_folder(self) -> Path:
         """Where this study's runs are kept."""
-        return Path(self.storage).expanduser() / self.name
+        return Path(self.storage).expanduser().absolute() / self.name
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Encoders turn a batch of inputs [B, F] into representations [B, H].
 
-An encoder is a module with an attribute `outputs` (its H). `build_encoder` is the only place that maps a study's
-`model.encoder` to a class; a new encoder is one file here, one section in `study.py` and one line below.
+An encoder is a module with an attribute `outputs` (its H). One that is a chain of layers says so by an attribute
+`blocks`, and the schemes that share layer by layer work with it too. `build_encoder` is the only place that maps a
+study's `model.encoder` to a class; a new encoder is one file here, one section in `study.py` and one line below.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ class Encoder(Protocol):
     def __call__(self, features: Tensor) -> Tensor: ...
 
 
+class LayeredEncoder(Encoder, Protocol):
+    """What cross_stitch, hierarchical, attention and ple ask of it.
+
+    The blocks, each [B, in] → [B, out], applied one after another are the encoder, while it trains as well.
+    """
+
+    blocks: nn.Sequential | nn.ModuleList
+
+
 def build_encoder(study: Study, inputs: int) -> nn.Module:
     """A fresh encoder for rows of `inputs` features.
 
@@ -38,7 +48,8 @@ def build_encoder(study: Study, inputs: int) -> nn.Module:
         encoder = make(inputs, **settings.options)
     except TypeError as error:
         raise RunError(
-            f"model.encoder.kind: '{settings.kind}' does not take the number of inputs and model.encoder.options ({error})"
+            f"model.encoder.kind: '{settings.kind}' does not take the number of inputs and model.encoder.options "
+            f"({error})"
         ) from error
     if not isinstance(encoder, nn.Module) or not isinstance(getattr(encoder, "outputs", None), int):
         raise RunError(

@@ -16,14 +16,19 @@ class MLPEncoder(nn.Module):
     def __init__(self, inputs: int, settings: MLP):
         super().__init__()
         self.outputs = settings.width
-        self.layers = nn.Sequential()
-        for layer in range(settings.depth):
-            self.layers.append(nn.Linear(inputs if layer == 0 else settings.width, settings.width))
-            if settings.normalisation != "none":
-                self.layers.append(_NORMALISATIONS[settings.normalisation](settings.width))
-            self.layers.append(_ACTIVATIONS[settings.activation]())
-            if settings.dropout:
-                self.layers.append(nn.Dropout(settings.dropout))
+        self.blocks = nn.Sequential(
+            *(_block(inputs if layer == 0 else settings.width, settings) for layer in range(settings.depth))
+        )
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features)
+        return self.blocks(features)
+
+
+def _block(inputs: int, settings: MLP) -> nn.Sequential:
+    block = nn.Sequential(nn.Linear(inputs, settings.width))
+    if settings.normalisation != "none":
+        block.append(_NORMALISATIONS[settings.normalisation](settings.width))
+    block.append(_ACTIVATIONS[settings.activation]())
+    if settings.dropout:
+        block.append(nn.Dropout(settings.dropout))
+    return block

@@ -1,21 +1,23 @@
 """Hard parameter sharing: one encoder for all tasks.
 
-Caruana, "Multitask Learning: A Knowledge-Based Source of Inductive Bias" (ICML 1993): h = f(x; θ_shared), ŷ_t = head_t(h).
+Caruana, "Multitask Learning: A Knowledge-Based Source of Inductive Bias" (ICML 1993): h = f(x; θ_shared) and
+ŷ_t = head_t(h).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from torch import Tensor
 
-from torch import Tensor, nn
+from polyshot.models.encoders.factory import EncoderFactory
+from polyshot.models.sharing.base import SharingScheme
 
 
-class HardSharing(nn.Module):
+class HardSharing(SharingScheme):
     """[B, F] → [B, H], the same representation for every task."""
 
-    def __init__(self, make_encoder: Callable[[], nn.Module]):
+    def __init__(self, encoders: EncoderFactory):
         super().__init__()
-        self.encoder = make_encoder()
+        self.encoder = encoders.one()
         self.outputs: int = self.encoder.outputs  # type: ignore[assignment]
 
     def forward(self, features: Tensor) -> Tensor:

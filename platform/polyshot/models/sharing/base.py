@@ -1,0 +1,31 @@
+"""What every sharing scheme is to the model, the training loop and the balancers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from polyshot.models.mixture import Mixture
+from polyshot.models.stacking import Rows
+
+
+class SharingScheme(nn.Module):
+    """[B, F] → what the heads read: one representation [B, H] for all tasks, or one for each.
+
+    `outputs` is H. Parameters that no other task's loss reaches are said by `own`; all others are shared.
+    """
+
+    outputs: int
+
+    def forward(self, features: Tensor) -> Tensor | Mixture:
+        raise NotImplementedError
+
+    def penalty(self) -> Tensor:
+        """The scheme's term of the loss [], which is added to the balanced task losses."""
+        return torch.zeros(())
+
+    def own(self, task: int) -> Iterator[Rows]:  # noqa: ARG002 - here no task has any
+        """The parameters that only `task` trains; tasks are numbered in the order of the study."""
+        yield from ()
