@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from polyshot.balancing.base import LossBalancer
 
 
-class FixedWeights(nn.Module):
+class FixedWeights(LossBalancer):
     """Task losses [T] → their weighted sum []."""
 
-    weights: Tensor
+    task_weights: Tensor
 
     def __init__(self, weights: Sequence[float]):
         super().__init__()
         # Not in state_dict: a resumed run takes the weights from its study.
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+        self.register_buffer("task_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
 
     def forward(self, losses: Tensor) -> Tensor:
-        return torch.dot(self.weights, losses)
+        return torch.dot(self.task_weights, losses)

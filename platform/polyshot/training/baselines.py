@@ -32,12 +32,22 @@ class Baseline:
 
 def chosen_metrics(study: Study, metrics: Mapping[str, float]) -> dict[str, float]:
     """Of all `metrics`, the one that the study chose for each task."""
-    return {name: metrics[name] for task, settings in study.tasks.items() if (name := f"{task}/{settings.metric}") in metrics}
+    return {
+        name: metrics[name]
+        for task, settings in study.tasks.items()
+        if (name := f"{task}/{settings.metric}") in metrics
+    }
 
 
-def train_baselines(
-    study: Study, prepared: Prepared, cache: Path, progress: Progress = SILENT
-) -> dict[str, Baseline]:
+def merged(baselines: Mapping[str, Baseline]) -> dict[str, dict[str, float]]:
+    """All tasks' metrics together, by split."""
+    return {
+        split: {name: value for baseline in baselines.values() for name, value in getattr(baseline, split).items()}
+        for split in ("validation", "test")
+    }
+
+
+def train_baselines(study: Study, prepared: Prepared, cache: Path, progress: Progress = SILENT) -> dict[str, Baseline]:
     """The single-task baseline of every task, from `cache` where the same one was trained before."""
     return {task: _baseline(study.single_task(task), task, prepared, cache, progress) for task in study.tasks}
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,12 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
             path.replace(_reserve(path))
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RunError(f"{path}: the checkpoint cannot be written ({error.strerror}); the one before is kept") from error
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(
+            f"{path}: the checkpoint cannot be written ({error.strerror}), the one before is kept; "
+            "make room, or choose another folder as storage"
+        ) from error
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
@@ -65,7 +70,10 @@ def _reserve(path: Path) -> Path:
 
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any] | None:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: the checkpoint cannot be read ({error.strerror}); give access to it") from error
     digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     if hashlib.sha256(payload).digest() != digest:
         return None

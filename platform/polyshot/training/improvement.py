@@ -1,7 +1,7 @@
 """Did learning the tasks together help? Each task's metric against its single-task baseline, and Δm over tasks.
 
-Δm = mean over tasks of ±(M_mtl − M_stl) / |M_stl|, positive when better (Maninis et al., CVPR 2019, eq. 4; Vandenhende et
-al., TPAMI 2021).
+Δm = mean over tasks of ±(M_mtl − M_stl) / |M_stl|, positive when better (Maninis et al., CVPR 2019, eq. 4; Vandenhende
+et al., TPAMI 2021).
 """
 
 from __future__ import annotations

@@ -9,21 +9,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from polyshot.balancing import build_balancer
+from polyshot.balancing import LossBalancer, build_balancer
+from polyshot.balancing.backward import build_backward
 from polyshot.data.prepare import Examples, Prepared
 from polyshot.errors import PolyshotError, ResourceError
 from polyshot.models.multitask import build_model
 from polyshot.seeds import derive_seed
-from polyshot.study import SGD, Study
+from polyshot.study import Study
 from polyshot.training.losses import TaskLosses
 from polyshot.training.metrics import evaluate
+from polyshot.training.optimisers import build_optimiser
 from polyshot.training.world import World
 
 _EVALUATION_ROWS = 16_384  # rows at once where no gradients are kept; bounds the memory of large tables
@@ -66,24 +68,34 @@ class TrainingRun:
         self.world = world or World()
         self.device = device or choose_device(study)
         self._settings = study.training
-        if self._settings.precision == "float16" and self.device.type != "cuda":
-            raise ResourceError("training.precision: float16 needs a GPU; use bfloat16 or float32")
+        check_precision(study, self.device.type)
         self._train = prepared.train.to(self.device)
         self._validation = prepared.validation.to(self.device)
         self._targets = prepared.targets
 
         self.model = build_model(study, self._train.features.shape[1], prepared.targets).to(self.device)
-        self._forward = wrap(self.model)
-        if self._settings.compile:
-            self._forward = torch.compile(self._forward)  # type: ignore[assignment]
         self._losses = TaskLosses(study, prepared.targets, self.model.layout)
+        self._task_weights = torch.tensor(list(study.task_weights.values()), device=self.device)
         self.balancer = build_balancer(study).to(self.device)
-        self._optimiser = _build_optimiser(study, self.model)
-        self._steps = math.ceil(len(self._train.features) / self._settings.batch_size)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimiser, _learning_rate_factor(study, self._settings.epochs * self._steps)
+        self._optimiser = build_optimiser(
+            study.training.optimiser, self.model.parameters(), without_decay=self.balancer.parameters()
         )
+        self._steps = math.ceil(len(self._train.features) / self._settings.batch_size)  # of one epoch
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._settings.precision == "float16")
+        self._forward: nn.Module = self.model
+        if isinstance(self.balancer, LossBalancer):  # others see to their gradients of several workers themselves
+            self._forward = wrap(self.model)
+            if self._settings.compile:
+                self._forward = torch.compile(self._forward)  # type: ignore[assignment]
+        self._pass = build_backward(
+            study,
+            self.model,
+            self.balancer,
+            world=self.world,
+            compute=self._forward,
+            scaler=self._scaler,
+            precision=_AUTOCAST.get(self._settings.precision),
+        )
 
         self.history: list[Epoch] = []
         self.best: Epoch | None = None
@@ -108,7 +120,7 @@ class TrainingRun:
     def _epoch(self) -> Epoch:
         started = time.perf_counter()
         number = len(self.history) + 1
-        metrics = {"train/loss": self._train_epoch(number), "learning_rate": self._schedule.get_last_lr()[0]}
+        metrics = {"train/loss": self._train_epoch(number), "learning_rate": self._optimiser.learning_rate}
         metrics |= {f"val/{name}": value for name, value in self._validate().items()}
         loss = metrics["val/loss"]
         is_best = math.isfinite(loss) and (self.best is None or loss < self.best.metrics["val/loss"])
@@ -120,41 +132,47 @@ class TrainingRun:
         return epoch
 
     def _train_epoch(self, number: int) -> float:
-        """One pass over the training rows; returns the balanced mean loss."""
-        data = self._train
+        """One pass over the training rows; returns the weighted mean loss."""
+        data, world = self._train, self.world
         self._forward.train()
         order = torch.randperm(
-            len(data.features), generator=torch.Generator().manual_seed(derive_seed(self.study.seed, "order", number))
+            len(data), generator=torch.Generator().manual_seed(derive_seed(self.study.seed, "order", number))
         ).to(self.device)
-        loss_sums, label_counts = torch.zeros(2, data.targets.shape[1], device=self.device)
+        loss_sums = torch.zeros(data.targets.shape[1], device=self.device)
         with self._seeded(number):
-            for rows in order.tensor_split(self._steps):  # [B] of the whole world; equal sizes, within one row
-                mine = self.world.share(rows)
-                counts = data.mask[rows].sum(0)
+            for step, rows in enumerate(order.tensor_split(self._steps), (number - 1) * self._steps):
+                # `rows` [B] are the batch of all workers together; batches are of equal sizes, within one row.
+                mine, known = world.share(rows), data.mask.index_select(0, rows)
+                features, labels = data.features.index_select(0, mine), data.targets.index_select(0, mine)
+                mean = known.sum(0).clamp_(min=1).reciprocal()
                 with self._autocast():
-                    outputs = self._forward(data.features[mine])
-                sums = self._losses(outputs.float(), data.targets[mine], data.mask[mine])
-                # Data-parallel gradients are averaged over workers; times their number they are those of the batch mean.
-                loss = self.balancer(self.world.size * sums / counts.clamp(min=1))
+                    outputs = self._pass.forward(features)
+                sums = self._losses(outputs.float(), labels, world.share(known))
 
+                self._optimiser.learning_rate = learning_rate(self.study, step, self._settings.epochs * self._steps)
                 self._optimiser.zero_grad()
-                self._scaler.scale(loss).backward()
+                self._pass.backward(sums * mean, self.model.penalty())
                 if self._settings.clip_norm is not None:
-                    self._scaler.unscale_(self._optimiser)
+                    self._scaler.unscale_(self._optimiser)  # type: ignore[arg-type]  # has what is asked of it
                     nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
-                self._scaler.step(self._optimiser)
+                self._scaler.step(self._optimiser)  # type: ignore[arg-type]  # as above
                 self._scaler.update()
-                self._schedule.step()
-
                 loss_sums += sums.detach()
-                label_counts += counts
-        return self.balancer(self.world.sum(loss_sums) / label_counts.clamp(min=1)).item()
+                if self.balancer.wants_losses_after_step:
+                    with torch.no_grad(), self._autocast():
+                        outputs = self.model(features)
+                    sums = self._losses(outputs.float(), labels, world.share(known))
+                    self.balancer.after_step(world.sum(sums * mean))
+        world.average(self.model.buffers())
+        losses = world.sum(loss_sums) / data.mask.sum(0).clamp_(min=1)
+        self.balancer.end_epoch(losses)
+        return torch.dot(self._task_weights, losses).item()
 
     def _validate(self) -> dict[str, float]:
-        """Balanced loss, task losses and each task's metric on the validation rows."""
+        """The weighted loss, which means the same for every balancer, and the tasks' metrics on the validation rows."""
         data = self._validation
         outputs = self.outputs(data)
-        losses = self._losses(outputs, data.targets, data.mask) / data.mask.sum(0).clamp(min=1)
+        losses = self._losses(outputs, data.targets, data.mask) / data.mask.sum(0).clamp_(min=1)
         metrics = evaluate(
             outputs.cpu().numpy(),
             data.targets.cpu().numpy(),
@@ -163,7 +181,8 @@ class TrainingRun:
             self.model.layout,
             self.study,
         )
-        return {"loss": self.balancer(losses).item(), **metrics}
+        # Workers that disagreed in the last bit could disagree on whether to go on, and wait for each other for ever.
+        return {"loss": self.world.from_first(torch.dot(self._task_weights, losses)).item(), **metrics}
 
     @torch.no_grad()
     def outputs(self, data: Examples) -> Tensor:
@@ -195,9 +214,9 @@ class TrainingRun:
             )
         self.model.load_state_dict(self.best_weights)
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> AbstractContextManager[None]:
         dtype = _AUTOCAST.get(self._settings.precision)
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
     @contextmanager
     def _seeded(self, epoch: int) -> Iterator[None]:
@@ -209,12 +228,14 @@ class TrainingRun:
     # --- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it takes to go on: tensors and plain values only, so that it loads with `weights_only=True`."""
+        """All that it takes to go on: tensors and plain values only, so that it loads with `weights_only=True`.
+
+        The tensors are the run's own, which later epochs change: write them away before training goes on.
+        """
         return {
             "model": self.model.state_dict(),
             "balancer": self.balancer.state_dict(),
             "optimiser": self._optimiser.state_dict(),
-            "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
             "best_weights": self.best_weights,
@@ -224,7 +245,6 @@ class TrainingRun:
         self.model.load_state_dict(state["model"])
         self.balancer.load_state_dict(state["balancer"])
         self._optimiser.load_state_dict(state["optimiser"])
-        self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best = next((epoch for epoch in reversed(self.history) if epoch.is_best), None)
@@ -239,40 +259,33 @@ def choose_device(study: Study) -> torch.device:
     """
     has_gpu = torch.cuda.is_available()
     if study.scale.device == "cuda" and not has_gpu:
-        raise ResourceError("scale.device: 'cuda' was asked for and this machine has no usable GPU; use 'auto' or 'cpu'")
+        raise ResourceError(
+            "scale.device: 'cuda' was asked for and this machine has no usable GPU; use 'auto' or 'cpu'"
+        )
     return torch.device("cuda" if has_gpu and study.scale.device != "cpu" else "cpu")
 
 
-def _build_optimiser(study: Study, model: nn.Module) -> torch.optim.Optimizer:
-    settings = study.training.optimiser
-    if isinstance(settings, SGD):
-        return torch.optim.SGD(
-            model.parameters(),
-            lr=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-    return torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-    )
+def check_precision(study: Study, device_type: str) -> None:
+    """Refuse what the device cannot do.
+
+    Raises:
+        ResourceError: for float16 without a GPU.
+    """
+    if study.training.precision == "float16" and device_type != "cuda":
+        raise ResourceError("training.precision: float16 needs a GPU; use bfloat16 or float32")
 
 
-def _learning_rate_factor(study: Study, total_steps: int) -> Callable[[int], float]:
-    """The factor on the learning rate at each step."""
-    schedule = study.training.schedule
-    warmup_steps = int(schedule.warmup * total_steps)
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        match schedule.kind:
-            case "cosine":
-                return (1 + math.cos(math.pi * progress)) / 2
-            case "linear":
-                return 1 - progress
-            case _:
-                return 1.0
-
-    return factor
+def learning_rate(study: Study, step: int, steps: int) -> float:
+    """The learning rate of `step` (from 0) of `steps` in the whole budget."""
+    schedule, peak = study.training.schedule, study.training.optimiser.learning_rate
+    warmup = int(schedule.warmup * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    match schedule.kind:
+        case "cosine":
+            return peak * (1 + math.cos(math.pi * progress)) / 2
+        case "linear":
+            return peak * (1 - progress)
+        case _:
+            return peak

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,8 +12,16 @@ from polyshot.data.targets import Target
 from polyshot.models.heads import HeadLayout
 from polyshot.study import Study
 
-# Elementwise losses of tasks with one output: (outputs, labels) [B, t] -> [B, t].
-_ELEMENTWISE: dict[tuple[str, str], Any] = {
+RowLosses = Callable[[Tensor, Tensor], Tensor]  # outputs, labels -> losses
+
+
+def _multiclass(outputs: Tensor, labels: Tensor) -> Tensor:
+    """[B, C] and [B, 1] → [B, 1]."""
+    return F.cross_entropy(outputs, labels[:, 0].long(), reduction="none").unsqueeze(1)
+
+
+# Of tasks with one output: [B, t] and [B, t] -> [B, t].
+_ELEMENTWISE: dict[tuple[str, str], RowLosses] = {
     ("regression", "mse"): lambda outputs, labels: (outputs - labels).square(),
     ("regression", "mae"): lambda outputs, labels: (outputs - labels).abs(),
     ("regression", "huber"): lambda outputs, labels: F.smooth_l1_loss(outputs, labels, reduction="none"),
@@ -24,30 +32,30 @@ _ELEMENTWISE: dict[tuple[str, str], Any] = {
 
 
 class TaskLosses:
-    """The loss of each task, summed over the labels that a batch has."""
+    """The loss of each task, summed over the labels that a batch has; tasks of one kind and loss are one operation."""
 
     def __init__(self, study: Study, targets: Sequence[Target], layout: HeadLayout):
-        self._tasks = len(targets)
-        self._groups: list[tuple[Any, list[int], list[int]]] = []  # loss, tasks, their output columns
-        self._multiclass: list[tuple[int, slice]] = []
-        groups: dict[tuple[str, str], list[int]] = {}
-        for index, target in enumerate(targets):
-            if target.kind == "multiclass":
-                self._multiclass.append((index, layout.columns[index]))
+        # Labels are put in the order of the outputs, in which tasks of one kind stand side by side.
+        order = sorted(range(len(targets)), key=lambda task: layout.columns[task].start)
+        self._order = None if order == sorted(order) else torch.tensor(order)
+        self._groups: list[tuple[RowLosses, slice, slice]] = []  # loss, columns of the outputs, columns of the labels
+        before: tuple[str, str] | None = None
+        for place, task in enumerate(order):
+            kind, columns = (targets[task].kind, study.tasks[targets[task].task].loss), layout.columns[task]
+            if kind == before and kind in _ELEMENTWISE:
+                loss, first_columns, first_labels = self._groups.pop()
+                group = (loss, slice(first_columns.start, columns.stop), slice(first_labels.start, place + 1))
             else:
-                groups.setdefault((target.kind, study.tasks[target.task].loss), []).append(index)
-        for key, tasks in groups.items():
-            self._groups.append((_ELEMENTWISE[key], tasks, [layout.columns[task].start for task in tasks]))
-        self._one_group = len(self._groups) == 1 and not self._multiclass
+                group = (_ELEMENTWISE.get(kind, _multiclass), columns, slice(place, place + 1))
+            self._groups.append(group)
+            before = kind
 
     def __call__(self, outputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         """`outputs` [B, O], `labels` and `mask` [B, T] → sums of losses [T]."""
-        if self._one_group:  # all tasks alike: no gathering of columns
-            return (self._groups[0][0](outputs, labels) * mask).sum(0)
-        sums = outputs.new_zeros(self._tasks)
-        for loss, tasks, columns in self._groups:
-            sums[tasks] = (loss(outputs[:, columns], labels[:, tasks]) * mask[:, tasks]).sum(0)
-        for task, columns in self._multiclass:
-            losses = F.cross_entropy(outputs[:, columns], labels[:, task].long(), reduction="none")
-            sums[task] = torch.dot(losses, mask[:, task].to(losses.dtype))
-        return sums
+        if self._order is not None:
+            self._order = self._order.to(labels.device)
+            labels, mask = labels.index_select(1, self._order), mask.index_select(1, self._order)
+        parts = [loss(outputs[:, columns], labels[:, tasks]) for loss, columns, tasks in self._groups]
+        losses = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        sums = (losses * mask).sum(0)
+        return sums if self._order is None else torch.zeros_like(sums).index_copy(0, self._order, sums)

@@ -1,14 +1,15 @@
 """Metrics of predictions against labels, in the target's own units, and which direction is better.
 
-scikit-learn computes them on the gathered predictions of all workers, so that their number cannot change a metric.
+They are computed on the gathered predictions of all workers, so that their number cannot change a metric; and in plain
+NumPy, because after every epoch of a small run scikit-learn's checks of its arguments would cost more than the epoch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import sklearn.metrics
 from numpy.typing import NDArray
 
 from polyshot.data.targets import Target
@@ -20,33 +21,97 @@ Metric = Callable[[NDArray, NDArray], float]
 
 LOWER_IS_BETTER = frozenset({"rmse", "mae", "log_loss"})
 
-# (labels, predictions): own units for regression, class indices and probabilities for classification.
-_REGRESSION: dict[str, Metric] = {
-    "rmse": lambda labels, predictions: float(np.sqrt(np.mean((labels - predictions) ** 2))),
-    "mae": lambda labels, predictions: float(np.mean(np.abs(labels - predictions))),
-    "r2": lambda labels, predictions: float(sklearn.metrics.r2_score(labels, predictions)),
+
+# --- regression: labels and predictions [N] in own units -------------------------------------------------------------
+
+
+def _rmse(labels: Array, predicted: Array) -> float:
+    return math.sqrt(np.mean((labels - predicted) ** 2))
+
+
+def _mae(labels: Array, predicted: Array) -> float:
+    return float(np.mean(np.abs(labels - predicted)))
+
+
+def _r2(labels: Array, predicted: Array) -> float:
+    spread = np.sum((labels - labels.mean()) ** 2)
+    return float(1 - np.sum((labels - predicted) ** 2) / spread) if spread else math.nan
+
+
+# --- ranking: labels [N] of 0 and 1, probabilities of 1 [N] ----------------------------------------------------------
+
+
+def _roc_auc(labels: Array, scores: Array) -> float:
+    """The probability that a positive row outranks a negative one, ties counting half."""
+    positive = labels == 1
+    positives = positive.sum()
+    negatives = len(labels) - positives
+    if not positives or not negatives:
+        return math.nan
+    _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(ties) - (ties - 1) / 2  # of each distinct score, from 1, the mean where scores are tied
+    return float((ranks[place[positive]].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def _average_precision(labels: Array, scores: Array) -> float:
+    """Σ (R_n - R_{n-1}) P_n over the distinct thresholds, from the highest on."""
+    if len(np.unique(labels)) < 2:
+        return math.nan
+    order = np.argsort(-scores)
+    last_of_ties = np.append(np.diff(scores[order]) != 0, True)
+    found = np.cumsum(labels[order])[last_of_ties]
+    precision = found / (np.flatnonzero(last_of_ties) + 1)
+    return float(np.sum(np.diff(found, prepend=0) * precision) / found[-1])
+
+
+# --- decisions: labels and decided classes [N] -----------------------------------------------------------------------
+
+
+def _accuracy(labels: Array, decided: NDArray) -> float:
+    return float(np.mean(labels == decided))
+
+
+def _balanced_accuracy(labels: Array, decided: NDArray) -> float:
+    """The mean recall of the classes that the labels have."""
+    return float(np.mean([np.mean(decided[labels == c] == c) for c in np.unique(labels)]))
+
+
+def _f1(labels: Array, decided: NDArray, c: float = 1) -> float:
+    """The F1 score of class `c`; 0 where it is neither there nor decided."""
+    hits = np.sum((labels == c) & (decided == c))
+    total = np.sum(labels == c) + np.sum(decided == c)
+    return float(2 * hits / total) if total else 0.0
+
+
+def _macro_f1(labels: Array, decided: NDArray) -> float:
+    """The mean F1 score of the classes that are there or decided."""
+    return float(np.mean([_f1(labels, decided, c) for c in np.union1d(labels, decided)]))
+
+
+def _log_loss(labels: Array, probabilities: Array) -> float:
+    """`probabilities` [N, C] of every class."""
+    of_label = probabilities[np.arange(len(labels)), labels.astype(np.int64)]
+    return float(-np.mean(np.log(np.clip(of_label, np.finfo(np.float64).eps, 1))))
+
+
+# By kind: (labels, predictions as `predictions` gives them) -> metric; NaN where the labels do not define it.
+METRICS: dict[str, dict[str, Metric]] = {
+    "regression": {"rmse": _rmse, "mae": _mae, "r2": _r2},
+    "binary": {
+        "roc_auc": _roc_auc,
+        "average_precision": _average_precision,
+        "accuracy": lambda labels, scores: _accuracy(labels, scores > 0.5),
+        "balanced_accuracy": lambda labels, scores: _balanced_accuracy(labels, scores > 0.5),
+        "f1": lambda labels, scores: _f1(labels, scores > 0.5),
+        "log_loss": lambda labels, scores: _log_loss(labels, np.stack([1 - scores, scores], 1)),
+    },
+    "multiclass": {
+        "accuracy": lambda labels, scores: _accuracy(labels, scores.argmax(1)),
+        "balanced_accuracy": lambda labels, scores: _balanced_accuracy(labels, scores.argmax(1)),
+        "f1": lambda labels, scores: _macro_f1(labels, scores.argmax(1)),
+        "log_loss": _log_loss,
+    },
 }
-_BINARY: dict[str, Metric] = {
-    "roc_auc": lambda labels, scores: float(sklearn.metrics.roc_auc_score(labels, scores)),
-    "average_precision": lambda labels, scores: float(sklearn.metrics.average_precision_score(labels, scores)),
-    "accuracy": lambda labels, scores: float(np.mean(labels == (scores > 0.5))),
-    "balanced_accuracy": lambda labels, scores: float(sklearn.metrics.balanced_accuracy_score(labels, scores > 0.5)),
-    "f1": lambda labels, scores: float(sklearn.metrics.f1_score(labels, scores > 0.5, zero_division=0)),
-    "log_loss": lambda labels, scores: float(sklearn.metrics.log_loss(labels, scores, labels=[0, 1])),
-}
-_MULTICLASS: dict[str, Metric] = {
-    "accuracy": lambda labels, scores: float(np.mean(labels == scores.argmax(1))),
-    "balanced_accuracy": lambda labels, scores: float(
-        sklearn.metrics.balanced_accuracy_score(labels, scores.argmax(1))
-    ),
-    "f1": lambda labels, scores: float(
-        sklearn.metrics.f1_score(labels, scores.argmax(1), average="macro", zero_division=0)
-    ),
-    "log_loss": lambda labels, scores: float(
-        sklearn.metrics.log_loss(labels, scores, labels=list(range(scores.shape[1])))
-    ),
-}
-METRICS: dict[str, dict[str, Metric]] = {"regression": _REGRESSION, "binary": _BINARY, "multiclass": _MULTICLASS}
 
 
 def predictions(outputs: Array, target: Target, columns: slice) -> Array:
@@ -86,11 +151,9 @@ def evaluate(
     return values
 
 
-def _defined(metric: Metric, labels: NDArray, predicted: NDArray) -> float:
+def _defined(metric: Metric, labels: Array, predicted: Array) -> float:
     if len(labels) == 0 or not np.isfinite(predicted).all():
-        return float("nan")
-    if metric in (_BINARY["roc_auc"], _BINARY["average_precision"]) and len(np.unique(labels)) < 2:
-        return float("nan")
+        return math.nan
     return metric(labels, predicted)
 
 

@@ -5,6 +5,7 @@ A run alone is a world of one, in which every operation is the identity. Knows t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,21 @@ class World:
         total = tensor.detach().clone()
         torch.distributed.all_reduce(total)
         return total
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each of the floating-point `tensors` by its mean over workers, in place."""
+        for tensor in tensors if self.size > 1 else ():
+            if tensor.is_floating_point():
+                torch.distributed.all_reduce(tensor)
+                tensor /= self.size
+
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """The first worker's `tensor`, on all of them."""
+        if self.size == 1:
+            return tensor
+        first = tensor.detach().clone()
+        torch.distributed.broadcast(first, src=0)
+        return first
 
     def gather(self, part: Tensor, total: int) -> Tensor:
         """All `total` rows in order, from the workers' `share`s [n, ...] of them."""

@@ -1,0 +1,294 @@
+"""The training loop under Ray Train: data-parallel workers, and a run that outlives the death of any of them.
+
+Called by the verbs, inside a Ray session of theirs, when a study asks for more workers than one process. The workers
+and the driver meet in the run's folder, which all nodes must see: checkpoints, finished epochs and the request to stop
+are files there, the checkpoint being the same one that a run without Ray writes and resumes. It logs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from polyshot.data.prepare import Prepared
+from polyshot.errors import PolyshotError, ResourceError, RunError
+from polyshot.models.multitask import build_model
+from polyshot.run_folder import write_json
+from polyshot.study import Study
+from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
+from polyshot.training.loop import Epoch, TrainingRun, check_precision
+from polyshot.training.world import World
+
+CHECKPOINT = "checkpoint.pt"
+_POLL_SECONDS = 0.2
+
+
+def train_distributed(
+    study: Study, prepared: Prepared, folder: Path, *, on_epoch: Callable[[Epoch], None]
+) -> dict[str, Any]:
+    """Train with `scale.workers` workers; returns the state for `TrainingRun.load_state_dict`, its tensors on the CPU.
+
+    Goes on from the checkpoint in `folder` where there is one: after the death of a worker by itself, at most
+    `scale.max_failures` times, after that of the driver when it is called again.
+
+    Args:
+        folder: the run's, on a file system that all nodes share.
+        on_epoch: called in the caller's thread with each epoch of the run once, in order, also over restarts. When it
+            raises, or Ctrl-C arrives, training stops after the epoch at hand and can be resumed.
+
+    Raises:
+        ResourceError: when the cluster cannot hold the workers; nothing has been started then.
+        RunError: when a checkpoint cannot be written or read, or workers die more often than `scale.max_failures`.
+    """
+    use_gpu = _use_gpu(study)
+    check_precision(study, "cuda" if use_gpu else "cpu")
+    check_resources(study)
+    build_model(study, prepared.train.features.shape[1], prepared.targets)  # a model that cannot be built fails here
+
+    meeting = Meeting(folder.resolve())
+    meeting.path.mkdir(parents=True, exist_ok=True)
+    meeting.stop.unlink(missing_ok=True)
+    telling = _Telling(meeting, on_epoch)
+    job = {"study": study, "prepared": ray.put(prepared), "meeting": meeting, "use_gpu": use_gpu}
+    fit = _in_thread(_trainer(study, use_gpu, meeting.path, job).fit)
+    try:
+        while not fit.done():
+            telling.tell_new()
+            wait([fit], timeout=_POLL_SECONDS)
+    except BaseException:
+        meeting.stop.touch()
+        wait([fit])
+        raise
+    fault = outcome(fit, study)
+    if fault is not None:
+        raise fault
+    state = load_checkpoint(meeting.checkpoint)
+    if state is None:
+        raise RunError(f"{meeting.path}: the workers' checkpoint is not here; give a storage that all nodes share")
+    telling.tell([Epoch(**epoch) for epoch in state["history"]])
+    return state
+
+
+# --- the driver ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The files through which the driver and the workers of a run exchange what they have to say."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / CHECKPOINT
+
+    @property
+    def epochs(self) -> Path:
+        """A line of JSON for each finished epoch; some twice, where a worker died between two checkpoints."""
+        return self.path / "epochs.jsonl"
+
+    @property
+    def told(self) -> Path:
+        """The number of the last epoch that `on_epoch` was called with."""
+        return self.path / "epochs-told.json"
+
+    @property
+    def stop(self) -> Path:
+        """Is there when the workers are to stop."""
+        return self.path / "stop"
+
+
+class _Telling:
+    """Calls `on_epoch` with each epoch once, in order, over all the lives of workers and driver."""
+
+    def __init__(self, meeting: Meeting, on_epoch: Callable[[Epoch], None]):
+        self._meeting = meeting
+        self._on_epoch = on_epoch
+        self._read = 0  # bytes of the file of epochs
+        state = load_checkpoint(meeting.checkpoint)
+        # A run that began without Ray has told its epochs up to the checkpoint, and left no note of it.
+        self._told = len(state["history"]) if state else 0
+        if meeting.told.exists():
+            self._told = max(self._told, json.loads(meeting.told.read_text(encoding="utf-8")))
+
+    def tell_new(self) -> None:
+        """Tell the epochs that have been written since the last call."""
+        if not self._meeting.epochs.exists():
+            return
+        with self._meeting.epochs.open("rb") as file:
+            file.seek(self._read)
+            lines = file.read().rpartition(b"\n")[0]
+        if lines:
+            self._read += len(lines) + 1
+            self.tell(_parsed(lines))
+
+    def tell(self, epochs: Iterator[Epoch] | list[Epoch]) -> None:
+        for epoch in epochs:
+            if epoch.number == self._told + 1:
+                self._on_epoch(epoch)
+                self._told = epoch.number
+                write_json(self._meeting.told, self._told)
+
+
+def _parsed(lines: bytes) -> Iterator[Epoch]:
+    for line in lines.split(b"\n"):
+        try:
+            yield Epoch(**json.loads(line))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            continue  # cut short by a worker's death, which trains this epoch again
+
+
+def _trainer(study: Study, use_gpu: bool, folder: Path, job: dict[str, Any]) -> ray.train.torch.TorchTrainer:
+    return ray.train.torch.TorchTrainer(
+        _work,  # type: ignore[arg-type]  # Ray's annotation does not know of results
+        train_loop_config=job,
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=study.scale.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": study.scale.threads or 1} | ({"GPU": 1} if use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train's first version
+            name="ray-train",
+            storage_path=str(folder),
+            failure_config=ray.train.FailureConfig(max_failures=study.scale.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _in_thread(call: Callable[[], ray.train.Result]) -> Future[ray.train.Result]:
+    """Called in the main thread, Ray Train takes SIGINT for itself and ends the process as if all had gone well."""
+    outcome: Future[ray.train.Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised by who asks for the outcome
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="ray-train", daemon=True).start()
+    return outcome
+
+
+def outcome(fit: Future[ray.train.Result], study: Study) -> PolyshotError | None:
+    """The fault that ended training, in our words where they are known."""
+    try:
+        return fit.result().return_value  # type: ignore[attr-defined]  # as above
+    except ray.train.WorkerGroupError as error:
+        faults = list(error.worker_failures.values())
+        known = [fault for fault in faults if isinstance(fault, PolyshotError)]
+        if known:
+            return known[0]
+        # When one worker dies, the others fail as well, in their exchange with it.
+        deaths = [fault for fault in faults if type(fault).__module__.startswith("ray.")]
+        if deaths:
+            return RunError(
+                f"a training worker died for the {study.scale.max_failures + 1}. time "
+                f"({str(deaths[0]).partition(chr(10))[0]}); give it more memory (a smaller training.batch_size, fewer "
+                "scale.workers) or raise scale.max_failures, and run the same command again to go on"
+            )
+        raise
+
+
+# --- resources -------------------------------------------------------------------------------------------------------
+
+
+def _use_gpu(study: Study) -> bool:
+    if study.scale.device == "auto":
+        return ray.cluster_resources().get("GPU", 0) > 0
+    return study.scale.device == "cuda"
+
+
+def check_resources(study: Study) -> None:
+    """See that the cluster can hold the workers: Ray would wait for ever for what is not there.
+
+    Raises:
+        ResourceError: when the nodes that are alive cannot hold the workers.
+    """
+    scale = study.scale
+    needs = {"CPU": float(scale.threads or 1)} | ({"GPU": 1.0} if _use_gpu(study) else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(int(min(node.get(name, 0.0) // amount for name, amount in needs.items())) for node in nodes)
+    if scale.workers > room:
+        each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
+        raise ResourceError(
+            f"scale.workers: {scale.workers} workers of {each} each were asked for and there is room for {room}; "
+            "lower scale.workers" + (" or scale.threads" if needs["CPU"] > 1 else "") + ", or join a larger cluster"
+        )
+
+
+# --- a worker --------------------------------------------------------------------------------------------------------
+
+
+def _work(job: dict[str, Any]) -> PolyshotError | None:
+    """One worker's part of the run. What the first returns reaches the driver: a fault that no restart would mend."""
+    study: Study = job["study"]
+    meeting: Meeting = job["meeting"]
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device() if job["use_gpu"] else torch.device("cpu")
+    torch.set_num_threads(study.scale.threads or 1)
+
+    def wrap(model: nn.Module) -> nn.Module:
+        # Buffers are averaged by the loop, once an epoch.
+        return model if world.size == 1 else DistributedDataParallel(model, forward_sync_buffers=False)
+
+    run = TrainingRun(study, ray.get(job["prepared"]), device=device, world=world, wrap=wrap)
+    state = load_checkpoint(meeting.checkpoint, device)
+    if state is not None:
+        run.load_state_dict(state)
+    if world.rank == 0:
+        return lead(run, meeting)
+    _follow(run)
+    return None
+
+
+def lead(run: TrainingRun, meeting: Meeting) -> PolyshotError | None:
+    """The first worker trains, keeps the records and says after each epoch whether all go on."""
+    fault: PolyshotError | None = None
+    saved = time.monotonic()
+    with meeting.epochs.open("a", encoding="utf-8") as epochs:
+        epochs.write("\n")  # ends a line that a death cut short
+        for epoch in run.epochs():
+            epochs.write(json.dumps(asdict(epoch)) + "\n")
+            epochs.flush()
+            stopping = meeting.stop.exists()
+            if run.finished or stopping or time.monotonic() - saved >= run.study.training.checkpoint_seconds:
+                fault = _saved(run, meeting)
+                saved = time.monotonic()
+            if _agreed(run, stopping or fault is not None):
+                break
+    return fault
+
+
+def _follow(run: TrainingRun) -> None:
+    for _ in run.epochs():
+        if _agreed(run, False):
+            return
+
+
+def _agreed(run: TrainingRun, stop: bool) -> bool:
+    """Whether the first worker wants to stop; all must ask."""
+    return bool(run.world.from_first(torch.tensor(float(stop), device=run.device)))
+
+
+def _saved(run: TrainingRun, meeting: Meeting) -> RunError | None:
+    try:
+        save_checkpoint(run.state_dict(), meeting.checkpoint)
+    except RunError as error:
+        return error
+    return None

@@ -1,0 +1,152 @@
+"""AdamW and SGD for the training loop: torch's own updates, called by their functional forms.
+
+The classes of `torch.optim` import torch's compiler as soon as one of them is built, which takes several seconds of
+every process that trains; most runs here are over sooner. These do nothing else differently.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
+
+from polyshot import study
+
+
+@dataclass(frozen=True)
+class _Group:
+    parameters: list[nn.Parameter]
+    weight_decay: float
+    state: dict[str, list[Tensor]]  # for each buffer one tensor per parameter
+
+
+class Optimiser(ABC):
+    """Changes parameters in place, by their gradients; those without one stay as they are."""
+
+    buffers: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        settings: study.Optimiser,
+        parameters: Iterable[nn.Parameter],
+        without_decay: Iterable[nn.Parameter] = (),
+    ):
+        self.learning_rate = settings.learning_rate
+        self._groups = [
+            self._group(list(parameters), settings.weight_decay),
+            self._group(list(without_decay), 0.0),
+        ]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameters, where torch's GradScaler looks for them."""
+        return [{"params": group.parameters} for group in self._groups]
+
+    def zero_grad(self) -> None:
+        for group in self._groups:
+            for parameter in group.parameters:
+                parameter.grad = None
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self._groups:
+            rows = zip(group.parameters, *group.state.values(), strict=True)
+            present = [row for row in rows if row[0].grad is not None]
+            if present:
+                parameters, *state = map(list, zip(*present, strict=True))
+                self._update(parameters, [parameter.grad for parameter in parameters], group.weight_decay, *state)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"groups": [group.state for group in self._groups]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for group, saved in zip(self._groups, state["groups"], strict=True):
+            for name, tensors in group.state.items():
+                for mine, tensor in zip(tensors, saved[name], strict=True):
+                    mine.copy_(tensor)
+
+    @abstractmethod
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], weight_decay: float, *state: list[Tensor]
+    ) -> None: ...
+
+    def _group(self, parameters: list[nn.Parameter], weight_decay: float) -> _Group:
+        state = {name: [self._initial(name, parameter) for parameter in parameters] for name in self.buffers}
+        return _Group(parameters, weight_decay, state)
+
+    def _initial(self, name: str, parameter: nn.Parameter) -> Tensor:  # noqa: ARG002
+        return torch.zeros_like(parameter, requires_grad=False)
+
+
+class AdamW(Optimiser):
+    """Loshchilov & Hutter, "Decoupled Weight Decay Regularization" (ICLR 2019), with torch's defaults for β and ε."""
+
+    buffers = ("steps", "means", "squares")
+
+    def _initial(self, name: str, parameter: nn.Parameter) -> Tensor:
+        return torch.zeros((), device=parameter.device) if name == "steps" else super()._initial(name, parameter)
+
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], weight_decay: float, *state: list[Tensor]
+    ) -> None:
+        steps, means, squares = state
+        adamw(
+            parameters,
+            gradients,
+            means,
+            squares,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
+
+
+class SGD(Optimiser):
+    """Stochastic gradient descent with momentum; weight decay is an L2 penalty."""
+
+    buffers = ("momenta",)
+
+    def __init__(
+        self, settings: study.SGD, parameters: Iterable[nn.Parameter], without_decay: Iterable[nn.Parameter] = ()
+    ):
+        super().__init__(settings, parameters, without_decay)
+        self._momentum = settings.momentum
+
+    def _update(
+        self, parameters: list[Tensor], gradients: list[Tensor], weight_decay: float, *state: list[Tensor]
+    ) -> None:
+        momenta: list[Tensor | None] = [*state[0]]
+        sgd(
+            parameters,
+            gradients,
+            momenta,
+            fused=True,
+            weight_decay=weight_decay,
+            momentum=self._momentum,
+            lr=self.learning_rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+
+
+def build_optimiser(
+    settings: study.Optimiser, parameters: Iterable[nn.Parameter], without_decay: Iterable[nn.Parameter] = ()
+) -> Optimiser:
+    """The optimiser of `training.optimiser`; weight decay spares the parameters `without_decay`."""
+    if isinstance(settings, study.SGD):
+        return SGD(settings, parameters, without_decay)
+    return AdamW(settings, parameters, without_decay)
