@@ -49,7 +49,9 @@ def _section(path: str, model: type[BaseModel], level: int) -> typing.Iterator[s
         models = list(_models(field.annotation))
         if models:
             is_mapping = get_origin(field.annotation) is dict
-            nested += [(f"{key}.<{'task' if name == 'tasks' else 'key'}>" if is_mapping else key, inner) for inner in models]
+            nested += [
+                (f"{key}.<{'task' if name == 'tasks' else 'key'}>" if is_mapping else key, inner) for inner in models
+            ]
             continue
         rows.append(f"| `{name}` | {_type(field.annotation)} | {_default(field)} | {field.description or ''} |\n")
     if path:
@@ -91,7 +93,14 @@ def _type(annotation: Any) -> str:
         return f"list of {_type(arguments[0])}"
     if origin is dict:
         return f"mapping to {_type(arguments[1])}"
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false", types.NoneType: "`null`", Any: "any"}
+    names = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        types.NoneType: "`null`",
+        Any: "any",
+    }
     return names.get(annotation, str(annotation))
 
 

@@ -13,6 +13,13 @@ import pandas as pd
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small models on one thread: on a busy machine, two threads that wait for each other take many times as long."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a command ended."""

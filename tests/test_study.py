@@ -78,7 +78,11 @@ def test_every_mistake_is_reported_at_once_with_its_line(tmp_path):
         (("name: star", "name: star\nname: moon"), "name", "given twice"),
         (("name: star\n", ""), "name", "is missing"),
         (("read: {kind: regression}", "read: {}"), "tasks.read", "'kind' is missing"),
-        (("read: {kind: regression}", "read: {kind: regression, target: passed}"), "tasks.read", "target column 'passed'"),
+        (
+            ("read: {kind: regression}", "read: {kind: regression, target: passed}"),
+            "tasks.read",
+            "target column 'passed'",
+        ),
         (("source: star.csv", "source: star.csv\n  group: read"), "data.group", "is a target column"),
         (("source: star.csv", "source: star.csv\n  features: [read]"), "data.features", "is the target of task 'read'"),
         (("source: star.csv", "source: star.csv\n  split: {validation: 0.5, test: 0.5}"), "data.split", "less than 1"),

@@ -1,4 +1,4 @@
-"""Polyshot: several related prediction tasks, trained, searched, meta-learned and transferred on Ray from one study file.
+"""Polyshot: several related prediction tasks, trained, searched and compared on Ray from one study file.
 
 Importing this package is quick: what it offers is loaded when it is first named.
 """

@@ -68,7 +68,9 @@ def check(
         Path | None, typer.Argument(help="The study file (YAML).", metavar="STUDY", show_default=False)
     ] = None,
     settings: Settings = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of study files, for editors.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of study files, for editors.")
+    ] = False,
     data: Annotated[bool, typer.Option("--data", help="Also read the table and check it against the study.")] = False,
 ) -> None:
     """Report every mistake of a study at once, and print it with all defaults filled in."""
@@ -159,7 +161,9 @@ def search(
 def predict(
     run: Annotated[str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.")],
     rows: Annotated[str, typer.Argument(help="A CSV or Parquet file of rows.", show_default=False)],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A .csv or .parquet file; else printed.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .csv or .parquet file; else printed.")
+    ] = None,
     storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
     as_json: AsJson = False,
 ) -> None:
@@ -199,7 +203,9 @@ def compare(
 
 @app.command()
 def ui(
-    study_file: Annotated[Path | None, typer.Argument(help="A study file; else the local store.", metavar="STUDY")] = None,
+    study_file: Annotated[
+        Path | None, typer.Argument(help="A study file; else the local store.", metavar="STUDY")
+    ] = None,
     storage: Annotated[Path, typer.Option(help="The folder of runs, when no study is given.")] = Path("polyshot-runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
@@ -329,6 +335,7 @@ def _print_verdict(console: Console, improvement: float, hurt: list[str]) -> Non
 
 def _print_next(console: Console, study: Study, folder: Path) -> None:
     store = "" if study.storage == "polyshot-runs" else f" --storage {study.storage}"
+    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
     console.print(f"\nmodel     {folder / 'model'}")
     console.print(f"predict   polyshot predict {folder} rows.csv")
     console.print(f"compare   polyshot compare {study.name}{store}, or polyshot ui{store} for MLflow")
@@ -348,7 +355,7 @@ def main() -> None:
     except PolyshotError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(exit_code(error))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a fault of ours, whatever it is
         log = getattr(error, "log", None)
         if log is None:
             traceback.print_exc()

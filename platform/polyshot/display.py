@@ -1,4 +1,4 @@
-"""The progress display of the command line: one block that updates in place, or plain lines where there is no terminal."""
+"""The progress display of the command line: a block that updates in place, or plain lines without a terminal."""
 
 from __future__ import annotations
 

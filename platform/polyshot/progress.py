@@ -1,4 +1,4 @@
-"""What a long-running verb tells whoever watches. The verbs call it; the command line shows it; by default nobody looks."""
+"""What a long-running verb tells whoever watches: the verbs call it, the command line shows it."""
 
 from __future__ import annotations
 

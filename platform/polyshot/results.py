@@ -9,29 +9,29 @@ import pandas as pd
 from polyshot.study import Study
 from polyshot.training.improvement import relative_improvement
 
-Metrics = Mapping[str, float]  # task/metric -> value
+Metrics = Mapping[str, float]  # task/metric → value
+SPLITS = ("validation", "test")
 
 
-def comparison(study: Study, splits: Mapping[str, Mapping[str, Metrics]]) -> pd.DataFrame:
+def comparison(study: Study, models: Mapping[str, Mapping[str, Metrics]]) -> pd.DataFrame:
     """One row per split and task for the chosen metric of each task.
 
     Args:
-        splits: for each split ("validation", "test"), the metrics by model: "multi_task", and any of "single_task" (the
-            study's own settings) and "single_task_tuned" (the settings of a search's best trial).
+        models: the metrics on "validation" and "test" of each model: any of "single_task" (the study's own settings)
+            and "single_task_tuned" (the settings of a search's best trial), and, last, "multi_task".
 
     Returns:
-        Columns split, task, metric, one per model, and `improvement`: of multi_task over the last single-task column
-        that is there, as a fraction, positive when better.
+        Columns split, task, metric, one per model, and `improvement`: of multi_task over the single-task column before
+        it, as a fraction, positive when better. Without single-task models there is no such column.
     """
+    *baselines, multi_task = models
     rows = []
-    for split, models in splits.items():
+    for split in SPLITS:
         for task, settings in study.tasks.items():
-            name = f"{task}/{settings.metric}"
-            row = {"split": split, "task": task, "metric": settings.metric}
-            row |= {model: metrics[name] for model, metrics in models.items()}
-            baselines = [metrics[name] for model, metrics in models.items() if model != "multi_task"]
+            values = {model: metrics[split][f"{task}/{settings.metric}"] for model, metrics in models.items()}
+            row = {"split": split, "task": task, "metric": settings.metric, **values}
             if baselines:
-                row["improvement"] = relative_improvement(settings.metric, models["multi_task"][name], baselines[-1])
+                row["improvement"] = relative_improvement(settings.metric, values[multi_task], values[baselines[-1]])
             rows.append(row)
     return pd.DataFrame(rows)
 

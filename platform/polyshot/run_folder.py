@@ -27,7 +27,9 @@ class RunFolder:
     _lock: IO[str] = field(repr=False)
 
     @classmethod
-    def open(cls, study: Study, verb: str, digest: str, *, fresh: bool = False, reopen_finished: bool = False) -> RunFolder:
+    def open(
+        cls, study: Study, verb: str, digest: str, *, fresh: bool = False, reopen_finished: bool = False
+    ) -> RunFolder:
         """The unfinished run of `verb` with this `digest`, else a new one.
 
         Args:
@@ -39,12 +41,8 @@ class RunFolder:
             RunError: when another process works in the run that would be resumed, or the folder cannot be made.
         """
         home = study.storage_folder
-        numbers = []
-        for folder in home.glob(f"{verb}-*"):
-            number = folder.name.removeprefix(f"{verb}-")
-            if not number.isdigit():
-                continue
-            numbers.append(int(number))
+        names = (folder.name.removeprefix(f"{verb}-") for folder in home.glob(f"{verb}-*"))
+        numbers = [int(name) for name in names if name.isdigit()]
         for number in sorted(numbers, reverse=True):
             state = _read_state(home / f"{verb}-{number}")
             resumable = state.get("status") in ("running", "failed") or reopen_finished

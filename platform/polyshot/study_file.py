@@ -29,7 +29,9 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, regexp) for tag, regexp in resolvers if tag.rsplit(":", 1)[1] not in ("bool", "float", "timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF|nan|NaN|NAN))$"),
@@ -98,9 +100,8 @@ def key_path(loc: tuple[int | str, ...], values: object) -> Key:
     key: list[int | str] = []
     node: Any = values
     for position, part in enumerate(loc):
-        if isinstance(node, Mapping) and part in node:
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+        in_list = isinstance(node, list) and isinstance(part, int) and part < len(node)
+        if in_list or (isinstance(node, Mapping) and part in node):
             node = node[part]
         elif position < len(loc) - 1 or not isinstance(node, Mapping):
             continue  # the name of a union's member
@@ -141,7 +142,9 @@ def sentence(detail: ErrorDetails, key: Key, known_keys: list[str]) -> str:
     context, given = detail.get("ctx", {}), detail.get("input")
     match detail["type"]:
         case "extra_forbidden":
-            hint = did_you_mean(key[-1], known_keys) or (f" Known keys here: {', '.join(known_keys)}." if known_keys else "")
+            hint = did_you_mean(key[-1], known_keys) or (
+                f" Known keys here: {', '.join(known_keys)}." if known_keys else ""
+            )
             return f"unknown key '{key[-1]}'.{hint}"
         case "missing" | "union_tag_not_found":
             name = "kind" if detail["type"] == "union_tag_not_found" else detail["loc"][-1]

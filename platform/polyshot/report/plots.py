@@ -51,7 +51,11 @@ def improvement_per_task(metrics: pd.DataFrame, path: Path) -> Path:
     figure = Figure(figsize=(6, 0.4 * len(test) + 1.2), layout="constrained")
     axis = figure.subplots()
     percent = 100 * test["improvement"]
-    axis.barh(test["task"] + " (" + test["metric"] + ")", percent, color=[COLOURS[0] if p >= 0 else COLOURS[1] for p in percent])
+    axis.barh(
+        test["task"] + " (" + test["metric"] + ")",
+        percent,
+        color=[COLOURS[0] if p >= 0 else COLOURS[1] for p in percent],
+    )
     axis.axvline(0, color="black", linewidth=1)
     axis.invert_yaxis()
     axis.set_xlabel("improvement over learning alone, % (test)")

@@ -166,6 +166,8 @@ class Tracker:
             return self._outcome
         deadline = time.monotonic() + patience_seconds
         self._closed = True
+        if self._spool.path.stat().st_size == 0:  # no run was started: nobody has to wait for MLflow to load
+            files.delete(self._spool.path)
         self._spool.close()
         self._release_writer()
         restarted = False
@@ -177,11 +179,10 @@ class Tracker:
                 self._writer = self._start_writer()
                 self._release_writer()
             time.sleep(0.02)
-        try:
-            self._writer.wait(0 if self._spool.path.exists() else max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._writer.kill()  # at any point: what is half done is done again, once, by the next writer
-            self._writer.wait()
+        # Whether it is done or not: MLflow takes long to leave, and what is half done is done again, once, by the next
+        # writer.
+        self._writer.kill()
+        self._writer.wait()
         self._outcome = self._what_is_left()
         return self._outcome
 

@@ -112,6 +112,10 @@ def _serve(spool: Path, store: Store) -> int:
 def _work(spool: Path, store: Store, producer: _Producer) -> int:
     replay: Replay | None = None
     pause, failing_since = 0.5, 0.0
+    import mlflow  # noqa: F401 - loaded while the producer prepares; a store is made only for a run
+
+    while not producer.gone and not any(path.stat().st_size for path in files.spools(spool.parent)):
+        producer.wait(0.1)
     while True:
         started = time.monotonic()
         try:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 _KINDS = ("train", "search", "trial", "baseline")
 
 
-def compare(study: Study | str | Path, *, storage: Path = Path("polyshot-runs"), kind: str | None = None) -> pd.DataFrame:
+def compare(
+    study: Study | str | Path, *, storage: Path = Path("polyshot-runs"), kind: str | None = None
+) -> pd.DataFrame:
     """The runs of a study that MLflow has, best validation improvement first.
 
     Args:
@@ -48,10 +50,12 @@ def compare(study: Study | str | Path, *, storage: Path = Path("polyshot-runs"),
 
 
 def _telling(table: pd.DataFrame, study: Study) -> pd.DataFrame:
-    """The columns that tell runs apart: what each is, its final chosen metrics, and the values that it had of its own."""
+    """The columns that tell runs apart: what each is, its final chosen metrics, the values of its own."""
     chosen = [f"{name}/{task.metric}" for name, task in study.tasks.items()]
     metrics = [f"{split}/{name}" for split in ("val", "test") for name in ("improvement", *chosen)]
     about = ["run", "kind", "parent", "status", "duration_seconds"]
-    values = [name for name in table.columns if name in study.flat() and not name.startswith(("search.", "data.ignore"))]
+    values = [
+        name for name in table.columns if name in study.flat() and not name.startswith(("search.", "data.ignore"))
+    ]
     columns = [name for name in (*about, *metrics, *values) if name in table and table[name].notna().any()]
     return table[[*columns, "run_id"]]

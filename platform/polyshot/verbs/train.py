@@ -5,13 +5,17 @@ A run that one process can do is trained in this one; more workers (or `scale.en
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import RunFolder
 from polyshot.study import Study
+from polyshot.tracking.outcomes import curve, log_baseline, log_outcome
 from polyshot.tracking.tracker import Run, Tracker
 
 # Heavy modules are imported inside the functions: the tracker's writer process starts first and loads MLflow meanwhile.
@@ -71,19 +75,33 @@ def train(
         PolyshotError: for data that cannot be learnt from, a tracking store that cannot be used, too few CPUs, a
             training that diverges.
     """
-    with Tracker.open(study) as tracker:
+    with Tracker.open(study) as tracker, ExitStack() as resources:
         from polyshot.data.prepare import prepare
         from polyshot.training.baselines import SECTIONS
+        from polyshot.training.loop import TrainingRun
+        from polyshot.training.threads import use_threads
 
         prepared = prepare(study, table)
         for note in prepared.notes:
             progress.note(note)
+        use_threads(study, prepared)
+        # Built before anything is written: what cannot be trained leaves no run behind.
+        run = TrainingRun(study, prepared)
+        if not _fits_this_process(study):
+            from polyshot.cluster.ray import ray_session
+            from polyshot.training.distributed import check_resources
+
+            resources.enter_context(ray_session(study))
+            check_resources(study)
         folder = RunFolder.open(study, "train", study.digest(*SECTIONS), fresh=fresh)
         parent = tracker.start_run(
-            folder.key, key=folder.key, params=study.flat(), tags={"polyshot.kind": "train", "polyshot.study": study.name}
+            folder.key,
+            key=folder.key,
+            params=study.flat(),
+            tags={"polyshot.kind": "train", "polyshot.study": study.name},
         )
         try:
-            result = _train(study, prepared, baselines, folder, parent, tracker, progress)
+            result = _train(run, prepared, baselines, folder, parent, tracker, progress)
         except KeyboardInterrupt:
             parent.end("KILLED")
             raise
@@ -100,43 +118,35 @@ def train(
 
 
 def _train(
-    study: Study,
+    run: TrainingRun,
     prepared: Prepared,
     with_baselines: bool,
     folder: RunFolder,
     parent: Run,
     tracker: Tracker,
     progress: Progress,
-) -> dict:
+) -> dict[str, Any]:
     import pandas as pd
 
     from polyshot.report import plots
     from polyshot.results import comparison, delta_m, hurt_tasks
     from polyshot.saved_model import save_model
-    from polyshot.training.baselines import train_baselines
+    from polyshot.training.baselines import merged, train_baselines
 
+    study = run.study
     parent.log_artifact(folder.path / "study.yaml")
-    alone = train_baselines(study, prepared, study.storage_folder / "baselines", progress) if with_baselines else {}
-    for baseline in alone.values():
-        log_baseline(tracker, parent, study, folder.key, baseline)
+    models = {}
+    if with_baselines:
+        alone = train_baselines(study, prepared, study.storage_folder / "baselines", progress)
+        for baseline in alone.values():
+            differences = study.differences(study.single_task(baseline.task))
+            log_baseline(tracker, parent, f"{folder.key}/baseline-{baseline.task}", differences, baseline)
+        models["single_task"] = merged(alone)
+    _fit(run, prepared, folder.path, parent, progress)
+    models["multi_task"] = {"validation": run.evaluate(prepared.validation), "test": run.evaluate(prepared.test)}
 
-    run = _fit(study, prepared, folder.path, parent, progress)
-    together = {"validation": run.evaluate(prepared.validation), "test": run.evaluate(prepared.test)}
-    metrics = comparison(
-        study,
-        {
-            split: {
-                "multi_task": values,
-                **(
-                    {"single_task": {k: v for b in alone.values() for k, v in getattr(b, split).items()}}
-                    if alone
-                    else {}
-                ),
-            }
-            for split, values in together.items()
-        },
-    )
-    log_outcome(parent, together, {split: delta_m(metrics, split) for split in together})
+    metrics = comparison(study, models)
+    log_outcome(parent, models["multi_task"], {split: delta_m(metrics, split) for split in ("validation", "test")})
     save_model(folder.path / "model", study, prepared, run)
     metrics.to_json(folder.path / "metrics.json", orient="records", indent=2)
     if study.tracking.models:
@@ -144,88 +154,46 @@ def _train(
     parent.log_artifact(folder.path / "metrics.json")
     for figure in plots.train_figures(run.history, metrics, folder.path / "plots"):
         parent.log_artifact(figure, "plots")
-    curves = pd.DataFrame([{"epoch": epoch.number, **epoch.metrics} for epoch in run.history])
     return {
         "metrics": metrics,
         "improvement": delta_m(metrics, "test"),
         "hurt": hurt_tasks(metrics),
-        "curves": curves,
+        "curves": pd.DataFrame([{"epoch": epoch.number, **epoch.metrics} for epoch in run.history]),
     }
 
 
-def _fit(study: Study, prepared: Prepared, folder: Path, parent: Run, progress: Progress) -> TrainingRun:
-    """Train, here or under Ray Train, from the last checkpoint where there is one."""
-    from polyshot.training.loop import TrainingRun
+def _fits_this_process(study: Study) -> bool:
+    return study.scale.workers == 1 and study.scale.engine != "ray"
 
+
+def _fit(run: TrainingRun, prepared: Prepared, folder: Path, parent: Run, progress: Progress) -> None:
+    """Train, here or under Ray Train, from the last checkpoint where there is one."""
     activity = "multi-task model"
-    progress.start(activity, study.training.epochs)
+    progress.start(activity, run.study.training.epochs)
 
     def on_epoch(epoch: Epoch) -> None:
         parent.log_metrics(curve(epoch), step=epoch.number)
         progress.advance(activity, epoch.number, f"validation loss {epoch.metrics['val/loss']:.4g}")
 
-    if study.scale.workers == 1 and study.scale.engine != "ray":
-        run = _fit_here(study, prepared, folder, on_epoch)
+    if _fits_this_process(run.study):
+        _fit_here(run, folder / "checkpoint.pt", on_epoch)
     else:
-        from polyshot.cluster.ray import ray_session
         from polyshot.training.distributed import train_distributed
 
-        with ray_session(study):
-            state = train_distributed(study, prepared, folder, on_epoch=on_epoch)
-        run = TrainingRun(study, prepared)
-        run.load_state_dict(state)
+        run.load_state_dict(train_distributed(run.study, prepared, folder, on_epoch=on_epoch))
     progress.finish(activity, f"best epoch {run.best.number}" if run.best else "")
-    return run
 
 
-def _fit_here(study: Study, prepared: Prepared, folder: Path, on_epoch) -> TrainingRun:
-    import time
-
-    import torch
-
+def _fit_here(run: TrainingRun, checkpoint: Path, on_epoch: Callable[[Epoch], None]) -> None:
     from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
-    from polyshot.training.loop import TrainingRun
 
-    if study.scale.threads is not None:
-        torch.set_num_threads(study.scale.threads)
-    checkpoint = folder / "checkpoint.pt"
-    run = TrainingRun(study, prepared)
     state = load_checkpoint(checkpoint, run.device)
     if state is not None:
         run.load_state_dict(state)
     saved = time.monotonic()
     for epoch in run.epochs():
         on_epoch(epoch)
-        if time.monotonic() - saved >= study.training.checkpoint_seconds:
+        if time.monotonic() - saved >= run.study.training.checkpoint_seconds:
             save_checkpoint(run.state_dict(), checkpoint)
             saved = time.monotonic()
     save_checkpoint(run.state_dict(), checkpoint)
-    return run
-
-
-def curve(epoch: Epoch) -> dict[str, float]:
-    """An epoch's metrics under the names of learning curves, apart from the final values that runs are compared by."""
-    return {f"curve/{name}": value for name, value in epoch.metrics.items()} | {"curve/epoch_seconds": epoch.seconds}
-
-
-def log_baseline(tracker: Tracker, parent: Run, study: Study, run_key: str, baseline) -> None:
-    """One child run for a single-task baseline."""
-    child = tracker.start_run(
-        f"baseline {baseline.task}",
-        key=f"{run_key}/baseline-{baseline.task}",
-        parent=parent,
-        params=study.differences(study.single_task(baseline.task)),
-        tags={"polyshot.kind": "baseline"},
-    )
-    for epoch in baseline.history:
-        child.log_metrics(curve(epoch), step=epoch.number)
-    log_outcome(child, {"validation": baseline.validation, "test": baseline.test}, {})
-    child.end()
-
-
-def log_outcome(run: Run, splits: dict[str, dict[str, float]], improvement: dict[str, float]) -> None:
-    """The final metrics of a run: `val/<task>/<metric>`, `test/…` and Δm as `val/improvement`, `test/improvement`."""
-    short = {"validation": "val", "test": "test"}
-    metrics = {f"{short[split]}/{name}": value for split, values in splits.items() for name, value in values.items()}
-    metrics |= {f"{short[split]}/improvement": value for split, value in improvement.items()}
-    run.log_metrics(metrics)

@@ -1,0 +1,114 @@
+"""Ray for the length of a verb: embedded in this process, or a cluster that is joined.
+
+What was started here is stopped here; a cluster that was there before is left as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import ray
+
+from polyshot.errors import ResourceError
+from polyshot.study import Study
+
+_CONNECT_SECONDS = 5.0
+_STARTS = 2  # Ray gives a node half a minute to come up, which a machine at its limit may need twice
+# Read by Ray when it starts and inherited by its workers. Relative paths mean the same in a trial as here, and the
+# project is not packed and unpacked again for every start under `uv run`.
+_EMBEDDED = {
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"  # noqa: S105
+
+
+@contextmanager
+def ray_session(study: Study) -> Iterator[None]:
+    """Ray, ready to use inside the block.
+
+    It is the one that the caller has started, else the cluster at `scale.address` or RAY_ADDRESS, else an embedded one.
+
+    Raises:
+        ResourceError: when the cluster cannot be reached, or the embedded one does not start.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # That a token was made for a Ray that only listens on this machine is nothing that the user could act on.
+    logging.getLogger(_TOKEN_LOGGER).setLevel(logging.ERROR)
+    address = study.scale.address or os.environ.get("RAY_ADDRESS") or "local"
+    before = {name: os.environ.get(name) for name in _EMBEDDED}
+    try:
+        if address == "local":
+            os.environ.update({name: os.environ.get(name, value) for name, value in _EMBEDDED.items()})
+            _start()
+        else:
+            _join(address, study)
+        yield
+    finally:
+        ray.shutdown()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def nodes() -> Sequence[Mapping[str, float]]:
+    """The resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _start() -> None:
+    for attempt in range(_STARTS):
+        try:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # a start that takes too long is a plain Exception in Ray
+            ray.shutdown()
+            if attempt == _STARTS - 1:
+                raise ResourceError(
+                    f"Ray does not start on this machine ({_first_line(error)}); free memory, disk or processors, "
+                    "or name a running cluster in scale.address"
+                ) from error
+
+
+def _join(address: str, study: Study) -> None:
+    place = "scale.address" if study.scale.address else "RAY_ADDRESS"
+    _knock(address, place)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}},
+        )
+    except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
+        raise ResourceError(
+            f"{place}: no Ray cluster can be joined at '{address}' ({_first_line(error)}); see that it runs, "
+            "and that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH holds its token"
+        ) from error
+
+
+def _knock(address: str, place: str) -> None:
+    """See within seconds whether anyone listens, where Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # "auto" and the like: Ray looks on this machine
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"{place}: nothing answers at '{address}' ({error}); start the cluster, correct the address (host:port of "
+            "its head node), or remove it to use this machine"
+        ) from None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

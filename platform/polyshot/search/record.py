@@ -1,0 +1,271 @@
+"""What others see of a search while it runs: MLflow runs of trials and baselines, progress, checkpoints on disk.
+
+A callback of Ray Tune in the driver. Optuna's journal says how trials stand; this module only passes it on, each end
+once, also where an earlier process died before it could.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune.experiment import Trial
+
+from polyshot.errors import StudyError
+from polyshot.progress import Progress
+from polyshot.run_folder import RunFolder
+from polyshot.search.objective import Objective
+from polyshot.search.protocol import ERROR, STOPPED
+from polyshot.search.searcher import METRICS, VALUES, TrialSearcher, was_stopped
+from polyshot.search.trainable import trial_folder
+from polyshot.study import Study
+from polyshot.tracking.tracker import Run, Status, Tracker
+from polyshot.training.baselines import Baseline
+from polyshot.training.loop import Epoch
+from polyshot.training.metrics import is_better
+from polyshot.verbs.train import curve, log_outcome
+
+ACTIVITY = "search"
+_KEPT_CHECKPOINTS = 3
+
+
+def ranked(trials: Iterable[FrozenTrial], direction: str) -> list[FrozenTrial]:
+    """The trials that have a value, best first; those that were stopped come after those that trained to their end."""
+    sign = -1 if direction == "maximize" else 1
+    with_value = [trial for trial in trials if trial.state.is_finished() and trial.value is not None]
+    return sorted(with_value, key=lambda trial: (was_stopped(trial), sign * (trial.value or 0.0), trial.number))
+
+
+class Recorder(tune.Callback):
+    """Logs trials to MLflow, shows how the search stands, and keeps the checkpoints of the best trials only."""
+
+    def __init__(
+        self,
+        study: Study,
+        folder: RunFolder,
+        trials_folder: Path,
+        tracker: Tracker,
+        parent: Run,
+        optuna_study: optuna.Study,
+        objective: Objective,
+        progress: Progress,
+        started: float,
+    ):
+        """`started`: the Unix time from which the search's time counts, earlier processes' use included."""
+        self._study = study
+        self._folder = folder
+        self._trials_folder = trials_folder
+        self._tracker = tracker
+        self._parent = parent
+        self._optuna = optuna_study
+        self._objective = objective
+        self._progress = progress
+        self._started = started
+        self._began = time.time()
+        self._searcher: TrialSearcher | None = None
+        self._runs: dict[int, Run] = {}
+        self._logged: dict[int, int] = {}  # trial → the last epoch of its learning curve
+        self._best: dict[str, float] = {}
+        ended = self._ended()
+        self._ended_before = len(ended)
+        # Optuna was told of these epochs, and MLflow right after.
+        for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self._logged[trial.number] = trial.last_step or 0
+        self._kept = {trial.number for trial in ended if trial_folder(trials_folder, trial.number).exists()}
+        for trial in ended:
+            self._remember_best(trial)
+            self._record_end(trial)
+        progress.start(ACTIVITY, study.search.trials)
+        self._show()
+
+    def follow(self, searcher: TrialSearcher) -> None:
+        """The searcher whose trials Tune will speak of."""
+        self._searcher = searcher
+
+    # --- what Tune calls ---------------------------------------------------------------------------------------------
+
+    def on_trial_result(  # Tune passes all by name
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        result: dict,
+        **info: Any,  # noqa: ARG002
+    ) -> None:
+        number = self._number(trial)
+        last = self._logged.get(number, 0)
+        run = self._run(number, trial.config["values"])
+        for values in result["epochs"]:
+            epoch = Epoch(**values)
+            if epoch.number > last:
+                run.log_metrics(curve(epoch), step=epoch.number)
+                self._logged[number] = epoch.number
+
+    def on_trial_complete(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Trial],  # noqa: ARG002
+        trial: Trial,
+        **info: Any,  # noqa: ARG002
+    ) -> None:
+        self._on_end(self._number(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.on_trial_complete(iteration, trials, trial, **info)
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """The search is over: record what Tune never heard of (trials whose values made no study)."""
+        for trial in self._ended():
+            self._record_end(trial)
+        self.save_time()
+        self._progress.finish(ACTIVITY, self._words())
+
+    def save_time(self) -> None:
+        """Keep the time that was used, for the limit in minutes of the process that goes on."""
+        self._folder.state["seconds"] = time.time() - self._started
+        self._folder.set_status("running")
+
+    def _on_end(self, number: int) -> None:
+        trial = self._optuna.get_trials(deepcopy=False)[number]
+        self._record_end(trial)
+        self._remember_best(trial)
+        self._keep_best(number)
+        self.save_time()
+        self._show()
+
+    def _record_end(self, trial: FrozenTrial) -> None:
+        with _Once(self._optuna, f"trial-{trial.number:04d}") as is_new:
+            if not is_new:
+                return
+            run = self._run(trial.number, trial.user_attrs.get(VALUES, {}))
+            if metrics := validation_metrics(trial):
+                improvement = {"validation": self._objective_value(trial)} if self._is_improvement else {}
+                log_outcome(run, {"validation": metrics}, improvement)
+            status: Status = "FINISHED"
+            if trial.state == TrialState.FAIL:
+                status = "FAILED"
+                run.set_tags({"polyshot.error": trial.user_attrs.get(ERROR, "unknown")})
+            elif was_stopped(trial):
+                status = "KILLED"
+                run.set_tags({"polyshot.stopped": trial.user_attrs[STOPPED]})
+            run.end(status)
+
+    def _run(self, number: int, values: Mapping[str, Any]) -> Run:
+        if number not in self._runs:
+            try:
+                params = self._study.differences(self._study.with_values(values))
+            except StudyError:  # a trial that failed for just this reason
+                params = dict(values)
+            name = f"trial {number:04d}"
+            self._runs[number] = self._tracker.start_run(
+                name,
+                key=f"{self._folder.key}/trial-{number:04d}",
+                parent=self._parent,
+                params=params,
+                tags={"polyshot.kind": "trial"},
+            )
+        return self._runs[number]
+
+    def _keep_best(self, number: int) -> None:
+        self._kept.add(number)
+        trials = self._optuna.get_trials(deepcopy=False)
+        order = ranked((trials[number] for number in self._kept), self._objective.direction)
+        best = {trial.number for trial in order[:_KEPT_CHECKPOINTS]}
+        for other in self._kept - best:
+            shutil.rmtree(trial_folder(self._trials_folder, other), ignore_errors=True)
+        self._kept = best
+
+    # --- how it stands -----------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        self._progress.advance(ACTIVITY, len(self._ended()), self._words())
+        if self._best:
+            self._progress.best(self._best)
+
+    def _words(self) -> str:
+        ended = self._ended()
+        failed = sum(trial.state == TrialState.FAIL for trial in ended)
+        stopped = sum(was_stopped(trial) for trial in ended)
+        minutes = (time.time() - self._began) / 60
+        rate = (len(ended) - self._ended_before) / minutes if minutes > 0 else 0.0
+        words = [f"{len(ended) - failed - stopped} done", f"{stopped} stopped", f"{failed} failed"]
+        return ", ".join(words) + (f"; {rate:.3g} a minute" if rate else "")
+
+    def _remember_best(self, trial: FrozenTrial) -> None:
+        """The best value of each task over all trials, and of the improvement."""
+        metrics = validation_metrics(trial)
+        if self._is_improvement and metrics:
+            metrics = {"improvement": self._objective_value(trial)} | metrics
+        for name, value in metrics.items():
+            if math.isfinite(value) and (
+                name not in self._best or is_better(name.rpartition("/")[2], value, self._best[name])
+            ):
+                self._best[name] = value
+
+    @property
+    def _is_improvement(self) -> bool:
+        return self._objective.name == "improvement"
+
+    def _objective_value(self, trial: FrozenTrial) -> float:
+        return self._objective.value(trial.user_attrs[METRICS])
+
+    def _ended(self) -> list[FrozenTrial]:
+        return [trial for trial in self._optuna.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+    def _number(self, trial: Trial) -> int:
+        assert self._searcher is not None
+        return self._searcher.numbers[trial.trial_id]
+
+
+def log_baseline(
+    tracker: Tracker, parent: Run, optuna_study: optuna.Study, key: str, params: Mapping[str, Any], baseline: Baseline
+) -> None:
+    """One child run for a single-task baseline, logged once however often the search is taken up again.
+
+    Args:
+        key: such as `search-1/baseline-price`; its last part is the run's name.
+    """
+    name = key.rpartition("/")[2]
+    with _Once(optuna_study, name) as is_new:
+        if not is_new:
+            return
+        run = tracker.start_run(name, key=key, parent=parent, params=params, tags={"polyshot.kind": "baseline"})
+        for epoch in baseline.history:
+            run.log_metrics(curve(epoch), step=epoch.number)
+        log_outcome(run, {"validation": baseline.validation, "test": baseline.test}, {})
+        run.end()
+
+
+class _Once:
+    """What is done inside happens once in the life of a search: `with _Once(…) as is_new`."""
+
+    def __init__(self, optuna_study: optuna.Study, what: str):
+        self._optuna = optuna_study
+        self._key = f"recorded/{what}"
+
+    def __enter__(self) -> bool:
+        self._is_new = self._key not in self._optuna.user_attrs
+        return self._is_new
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None and self._is_new:
+            self._optuna.set_user_attr(self._key, True)
+
+
+def validation_metrics(trial: FrozenTrial) -> dict[str, float]:
+    """`task/metric` of the epoch that the trial kept."""
+    metrics: Mapping[str, float] = trial.user_attrs.get(METRICS, {})
+    return {
+        name.removeprefix("val/"): value
+        for name, value in metrics.items()
+        if name.startswith("val/") and name != "val/loss"
+    }

@@ -1,0 +1,115 @@
+"""How many trials run at once, on what, and which of them are stopped early.
+
+A plan is made before anything starts, from what the nodes of the cluster have, so that trials never wait for resources
+that other trials hold. Knows no Optuna and no training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+
+from polyshot.errors import ResourceError
+from polyshot.search.protocol import OBJECTIVE
+from polyshot.study import Study
+
+_REDUCTION = 4  # of trials that reach a rung, one in four goes on (Li et al., MLSys 2020)
+_TRIALS_PER_GPU = 4  # by default: small models leave most of a GPU idle, and each process holds its own CUDA context
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`concurrency` trials at once; each of their workers holds `cpus` CPUs and `gpus` GPUs."""
+
+    concurrency: int
+    cpus: int
+    gpus: float
+
+
+def plan_trials(study: Study, nodes: Sequence[Mapping[str, float]]) -> Plan:
+    """Share the nodes' resources (`CPU`, `GPU`) out to trials.
+
+    Raises:
+        ResourceError: when a single trial asks for more than there is.
+    """
+    workers, threads = study.scale.workers, study.scale.threads or 1
+    cpus, gpus = (sum(int(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU"))
+    if study.scale.device == "cuda" and not gpus:
+        raise ResourceError("scale.device: 'cuda' was asked for and no node has a GPU; use 'auto' or 'cpu'")
+    uses_gpus = gpus > 0 and study.scale.device != "cpu"
+    slots = sum(int(node.get("CPU", 0)) // threads for node in nodes)  # a worker's threads are on one node
+    if uses_gpus and workers > 1:
+        slots = sum(min(int(node.get("CPU", 0)) // threads, int(node.get("GPU", 0))) for node in nodes)
+    if workers > slots:
+        needs = f"scale.workers {workers} × scale.threads {threads}"
+        raise ResourceError(
+            f"one trial needs {needs} and there are {cpus} CPUs{f' and {gpus} GPUs' if uses_gpus else ''} "
+            f"on {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, enough for {slots} such workers; "
+            "lower scale.workers or scale.threads, or name a larger cluster in scale.address"
+        )
+    most = slots // workers
+    if study.search.concurrency is not None:
+        concurrency = min(study.search.concurrency, most)
+    else:
+        concurrency = min(most, gpus * _TRIALS_PER_GPU) if uses_gpus and workers == 1 else most
+    share = 0.0
+    if uses_gpus:
+        on_one = 1 if workers > 1 else math.ceil(concurrency / gpus)
+        share = math.floor(1e4 / on_one) / 1e4  # Ray counts GPUs in ten-thousandths
+    return Plan(concurrency, threads, share)
+
+
+def rungs(study: Study) -> list[int]:
+    """The epochs after which the scheduler may stop a trial; a trial reports at each of them."""
+    epochs, grace = study.training.epochs, min(study.search.grace_epochs, study.training.epochs)
+    match study.search.scheduler:
+        case "asha":
+            levels = int(math.log(epochs / grace, _REDUCTION) + 1e-9) + 1
+            return [grace * _REDUCTION**level for level in range(levels)]
+        case "median":
+            return list(range(grace, epochs + 1, grace))
+        case _:
+            return []
+
+
+def build_scheduler(study: Study, direction: str) -> TrialScheduler:
+    """The study's scheduler.
+
+    Args:
+        direction: "maximize" or "minimize".
+    """
+    mode = "max" if direction == "maximize" else "min"
+    grace = min(study.search.grace_epochs, study.training.epochs)
+    match study.search.scheduler:
+        case "asha":
+            return AsyncHyperBandScheduler(
+                time_attr="epoch",
+                metric=OBJECTIVE,
+                mode=mode,
+                max_t=study.training.epochs,
+                grace_period=grace,
+                reduction_factor=_REDUCTION,
+            )
+        case "median":
+            return MedianStoppingRule(
+                time_attr="epoch",
+                metric=OBJECTIVE,
+                mode=mode,
+                grace_period=grace,
+                min_time_slice=math.inf,  # type: ignore[arg-type]  # never pause a trial to let another begin
+            )
+        case _:
+            return FIFOScheduler()
+
+
+def replay(scheduler: TrialScheduler, trials: Iterable[Mapping[int, float]]) -> None:
+    """Show the scheduler the objective by epoch of `trials` that ended earlier, in place of a saved state."""
+    for index, values in enumerate(trials):
+        trial = Trial("earlier", stub=True, trial_id=f"earlier-{index}")
+        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
+        for epoch, value in sorted(values.items()):
+            scheduler.on_trial_result(None, trial, {"epoch": epoch, OBJECTIVE: value})  # type: ignore[arg-type]

@@ -1,0 +1,203 @@
+"""One trial in a worker process of Ray Tune: a study with other values, trained epoch by epoch.
+
+A process that has imported torch and holds the data trains one trial after another (`reset_config`); what goes wrong in
+a trial is therefore reported as its result and never raised, since an exception would cost the process. The trial's
+model stays in its folder, and only numbers travel to the driver.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from ray import tune
+from ray.tune.result import DONE
+
+from polyshot.data.prepare import Prepared, prepare
+from polyshot.search.objective import Objective
+from polyshot.search.protocol import DEADLINE, ERROR, OBJECTIVE, STOPPED, error_words
+from polyshot.study import Study
+from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
+from polyshot.training.loop import Epoch, TrainingRun
+
+# Epochs of a small model take milliseconds, a round trip to the driver as well: report in portions.
+_REPORT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """What all trials of a search have in common; sent once to every worker process."""
+
+    study: Study
+    prepared: Prepared
+    table: pd.DataFrame | None  # where the caller gave one in place of `data.source`
+    objective: Objective
+    folder: Path  # of the trials' folders
+    rungs: frozenset[int]  # epochs that must be the last of a report
+    deadline: float  # Unix time
+
+
+def trial_folder(trials: Path, number: int) -> Path:
+    return trials / f"trial-{number:04d}"
+
+
+def checkpoint_path(trials: Path, number: int) -> Path:
+    return trial_folder(trials, number) / "checkpoint.pt"
+
+
+def prepared_for(study: Study, base: Study, prepared: Prepared, table: pd.DataFrame | None) -> Prepared:
+    """The data of `base`, or a trial's own where its values change what is prepared."""
+
+    def targets(of: Study) -> list[dict[str, Any]]:
+        return [task.model_dump(exclude={"weight", "loss", "metric"}) for task in of.tasks.values()]
+
+    if study.data == base.data and targets(study) == targets(base):
+        return prepared
+    return prepare(study, table)
+
+
+class TrialTrainable(tune.Trainable):
+    """Trains the trial whose `number` and `values` are its config; a step is some epochs.
+
+    A result holds `objective` and `metrics` (pairs) of the epoch that would be kept, the one with the lowest validation
+    loss so far; `epoch`, the last one trained; `epochs`, what is new, as dictionaries (all of them in a trial's first
+    result); `finished`, trained to its end; and `error` or `stopped` where that is why it ended.
+    """
+
+    def setup(self, config: dict[str, Any], context: SearchContext | None = None) -> None:
+        assert context is not None
+        self._context = context
+        torch.set_num_threads(context.study.scale.threads or 1)
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._close()
+        self._begin(new_config)
+        return True
+
+    def cleanup(self) -> None:
+        self._close()
+
+    def step(self) -> dict[str, Any]:
+        if self._error is None:
+            try:
+                return self._advance()
+            except Exception as error:  # noqa: BLE001 - as in _begin
+                self._error = error_words(error)
+        return {OBJECTIVE: math.nan, ERROR: self._error, "epoch": 0, "epochs": [], "finished": False, DONE: True}
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._error: str | None = None
+        self._reported = 0
+        self._path = checkpoint_path(self._context.folder, config["number"])
+        try:
+            base = self._context.study
+            study = base.with_values(config["values"])
+            self._open(study, prepared_for(study, base, self._context.prepared, self._context.table))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this trial's and not the next one's
+            self._error = error_words(error)
+
+    def _result(self, history: list[Epoch], finished: bool, is_late: bool) -> dict[str, Any]:
+        new = history[self._reported :]
+        self._reported = len(history)
+        best = next((epoch for epoch in reversed(history) if epoch.is_best), None)
+        return {
+            OBJECTIVE: self._context.objective.value(best.metrics) if best else math.nan,
+            "metrics": list(best.metrics.items()) if best else [],
+            "epoch": history[-1].number,
+            "epochs": [asdict(epoch) for epoch in new],
+            "finished": finished,
+            STOPPED: DEADLINE if is_late and not finished else None,
+            DONE: finished or is_late,
+        }
+
+    def _is_report(self, epoch: Epoch, started: float) -> bool:
+        return epoch.number in self._context.rungs or time.monotonic() - started >= _REPORT_SECONDS
+
+    # --- training in this process ------------------------------------------------------------------------------------
+
+    def _open(self, study: Study, prepared: Prepared) -> None:
+        self._saved = time.monotonic()
+        run = TrainingRun(study, prepared)
+        if (state := load_checkpoint(self._path, run.device)) is not None:
+            run.load_state_dict(state)
+        self._run: TrainingRun | None = run
+
+    def _advance(self) -> dict[str, Any]:
+        run = self._run
+        assert run is not None
+        started = time.monotonic()
+        for epoch in run.epochs():
+            if self._is_report(epoch, started):
+                break
+        is_late = time.time() >= self._context.deadline
+        if run.finished or is_late or time.monotonic() - self._saved >= run.study.training.checkpoint_seconds:
+            save_checkpoint(run.state_dict(), self._path)
+            self._saved = time.monotonic()
+        return self._result(run.history, run.finished, is_late)
+
+    def _close(self) -> None:
+        self._run = None
+
+
+class DistributedTrainable(TrialTrainable):
+    """The same for a trial of several workers, which Ray Train runs while a thread of this process waits for them."""
+
+    _training: threading.Thread | None = None
+
+    def _open(self, study: Study, prepared: Prepared) -> None:
+        state = load_checkpoint(self._path)
+        self._history = [Epoch(**epoch) for epoch in state["history"]] if state else []
+        self._events: queue.SimpleQueue[Epoch | dict[str, Any] | BaseException] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._training = threading.Thread(target=self._train, args=(study, prepared), daemon=True)
+        self._training.start()
+
+    def _train(self, study: Study, prepared: Prepared) -> None:
+        from polyshot.training.distributed import train_distributed  # most searches do without Ray Train
+
+        def on_epoch(epoch: Epoch) -> None:
+            if self._stop.is_set():
+                raise _StoppedError
+            self._events.put(epoch)
+
+        try:
+            self._events.put(train_distributed(study, prepared, self._path.parent, on_epoch=on_epoch))
+        except _StoppedError:
+            pass
+        except BaseException as error:  # noqa: BLE001 - it is raised by who asks for events
+            self._events.put(error)
+
+    def _advance(self) -> dict[str, Any]:
+        started = time.monotonic()
+        while True:
+            event = self._events.get()
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event, dict):
+                self._history = [Epoch(**epoch) for epoch in event["history"]]
+                return self._result(self._history, finished=True, is_late=False)
+            self._history.append(event)
+            if self._is_report(event, started):
+                break
+        is_late = time.time() >= self._context.deadline
+        if is_late:
+            self._close()
+        return self._result(self._history, finished=False, is_late=is_late)
+
+    def _close(self) -> None:
+        """Have the workers stop after the epoch at hand, and wait until their resources are free."""
+        if self._training is not None:
+            self._stop.set()
+            self._training.join()
+
+
+class _StoppedError(Exception):
+    """Tells the workers of a trial to stop."""

@@ -1,0 +1,430 @@
+"""Searches under a real Ray: what they find, what they survive, and how they go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import STUDY, learnable_table
+from optuna.trial import TrialState
+
+from polyshot.data.prepare import prepare
+from polyshot.errors import ResourceError, RunError
+from polyshot.progress import Progress
+from polyshot.search.run import SearchResult, search
+from polyshot.search.searcher import open_study
+from polyshot.study import Study
+from polyshot.training.baselines import train_baselines
+
+PARTS = """\
+import os
+import pathlib
+import signal
+
+import torch
+
+
+class Encoder(torch.nn.Module):
+    outputs = 8
+
+    def __init__(self, inputs, fate="train", log=None):
+        super().__init__()
+        self.linear = torch.nn.Linear(inputs, 8)
+        self.fate = fate
+        if log is not None:
+            with open(log, "a") as file:
+                file.write(f"{os.getpid()} {fate}\\n")
+
+    def forward(self, features):
+        if self.fate == "raise":
+            raise ValueError("a fault in the encoder")
+        if self.fate == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.relu(self.linear(features)) * (float("nan") if self.fate == "diverge" else 1)
+
+
+FATES = ["train", "raise", "train", "diverge", "train", "die", "train", "train"]
+
+
+def fates(trial, study):
+    options = {"log": study.model.encoder.options["log"], "fate": FATES[trial.number % 8]}
+    return {
+        "model.encoder.options": options,
+        "training.optimiser.learning_rate": trial.suggest_float("rate", 1e-3, 1e-1, log=True),
+    }
+"""
+
+
+class Seen(Progress):
+    """Remembers what a verb told."""
+
+    def __init__(self):
+        self.steps: list[tuple[int, str]] = []
+        self.bests: list[dict[str, float]] = []
+
+    def advance(self, activity: str, completed: int, words: str = "") -> None:
+        if activity == "search":
+            self.steps.append((completed, words))
+
+    def best(self, values: dict[str, float]) -> None:
+        self.bests.append(dict(values))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """One Ray for the searches of this module: to start one takes longer than most of them."""
+    import ray
+
+    from polyshot.cluster.ray import ray_session
+
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    base = Study.from_dict({"name": "s", "data": {"source": "t.csv"}, "tasks": {"a": {"kind": "regression"}}})
+    with ray_session(base):
+        yield
+    assert not ray.is_initialized()
+
+
+def make(folder: Path, **values) -> Study:
+    """The study of houses in `folder`, with other values (`search__trials=3`)."""
+    learnable_table().to_csv(folder / "houses.csv", index=False)
+    (folder / "trial_parts.py").write_text(PARTS)
+    (folder / "study.yaml").write_text(STUDY)
+    dotted = {key.replace("__", "."): value for key, value in values.items()}
+    return Study.load(folder / "study.yaml").with_values({"storage": str(folder / "runs")} | dotted)
+
+
+def child_runs(study: Study) -> pd.DataFrame:
+    from polyshot.tracking.query import runs_table
+
+    return runs_table(study)
+
+
+# --- one search, looked at from all sides ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Study, SearchResult, Seen]:
+    study = make(  # one at a time: what is stopped does not depend on which of two is faster
+        tmp_path_factory.mktemp("whole"),
+        search__trials=6, search__grace_epochs=1, search__concurrency=1, training__epochs=8,
+    )  # fmt: skip
+    seen = Seen()
+    return study, search(study, progress=seen), seen
+
+
+def test_a_search_gives_its_trials_best_first(whole):
+    study, result, _ = whole
+    assert sorted(result.trials["number"]) == list(range(6))
+    finished = result.trials[result.trials["state"] == "finished"]
+    assert finished["improvement"].is_monotonic_decreasing
+    assert result.trials["state"].iloc[0] == "finished"
+    assert (finished["epochs"] == 8).all()
+    weights = result.trials[["tasks.price.weight", "tasks.sold.weight"]]
+    assert weights.sum(axis=1).round(9).eq(1).all()
+    assert weights.drop_duplicates().shape == (6, 2)
+    assert set(result.trials["state"]) <= {"finished", "stopped"}
+    assert result.best_study == study.with_values(result.best_values)
+
+
+def test_asha_stops_trials_that_lag_behind_at_rungs_and_nowhere_else(whole):
+    _, result, _ = whole
+    stopped = result.trials[result.trials["state"] == "stopped"]
+    assert len(stopped) >= 1
+    assert (stopped["stopped"] == "asha").all()
+    assert set(stopped["epochs"]) <= {1, 4}
+    assert result.trials["state"].eq("finished").any()
+
+
+def test_the_model_is_that_of_the_best_trial_and_no_training_was_needed_for_it(whole):
+    study, result, _ = whole
+    best = result.trials.iloc[0]
+    validation = result.metrics[result.metrics["split"] == "validation"].set_index("task")
+    assert validation.loc["price", "multi_task"] == pytest.approx(best["price/rmse"], rel=1e-6)
+    assert validation.loc["sold", "multi_task"] == pytest.approx(best["sold/roc_auc"], rel=1e-6)
+    assert set(result.metrics["split"]) == {"validation", "test"}
+
+    from polyshot.saved_model import SavedModel
+
+    table = learnable_table()
+    predicted = SavedModel.load(result.folder / "model").predict(table)
+    from polyshot.data.split import split_rows
+
+    rows = split_rows(table, study)["test"]
+    errors = (predicted["price"] - table["price"]).iloc[rows].dropna()
+    test = result.metrics[result.metrics["split"] == "test"].set_index("task")
+    assert math.sqrt((errors**2).mean()) == pytest.approx(test.loc["price", "multi_task"], rel=1e-4)
+
+
+def test_the_improvement_is_over_single_tasks_trained_with_the_best_trials_settings(whole):
+    _, result, _ = whole
+    test = result.metrics[result.metrics["split"] == "test"].set_index("task")
+    assert (test["single_task"] != test["single_task_tuned"]).all()
+    price = test.loc["price"]
+    expected = (price["single_task_tuned"] - price["multi_task"]) / price["single_task_tuned"]
+    assert price["improvement"] == pytest.approx(expected, rel=1e-6)
+    assert result.improvement == pytest.approx(test["improvement"].mean(), rel=1e-6)
+    assert result.hurt == test[test["improvement"] < 0].sort_values("improvement").index.tolist()
+
+
+def test_checkpoints_of_the_best_trials_only_stay_on_disk(whole):
+    _, result, _ = whole
+    kept = {int(folder.name.removeprefix("trial-")) for folder in (result.folder / "trials").iterdir()}
+    assert kept == set(result.trials["number"][:3])
+
+
+def test_every_trial_and_baseline_is_a_run_under_the_searchs(whole):
+    study, result, _ = whole
+    runs = child_runs(study).set_index("run")
+    assert set(runs[runs["kind"] == "trial"].index) == {f"trial {number:04d}" for number in range(6)}
+    assert (runs.loc[runs["kind"] == "trial", "parent"] == "search-1").all()
+    assert (runs["kind"] == "baseline").sum() == 4
+    states = {"finished": "FINISHED", "stopped": "KILLED"}
+    for trial in result.trials.to_dict(orient="records"):
+        run = runs.loc[f"trial {trial['number']:04d}"]
+        assert run["status"] == states[trial["state"]]
+        assert run["val/improvement"] == pytest.approx(trial["improvement"])
+        assert run["val/sold/roc_auc"] == pytest.approx(trial["sold/roc_auc"])
+        assert float(run["training.optimiser.learning_rate"]) == trial["training.optimiser.learning_rate"]
+    assert runs.loc["search-1", "test/improvement"] == pytest.approx(result.improvement)
+    assert runs.loc["search-1", "status"] == "FINISHED"
+
+
+def test_learning_curves_have_every_epoch_once(whole):
+    study, result, _ = whole
+    for number, steps in curves(study).items():
+        epochs = int(result.trials.set_index("number").loc[number, "epochs"])
+        assert steps == list(range(1, epochs + 1))
+
+
+def curves(study: Study) -> dict[int, list[int]]:
+    """The epochs of each trial's learning curve as MLflow has them."""
+    from mlflow.tracking import MlflowClient
+
+    from polyshot.tracking.store import resolve
+
+    client = MlflowClient(resolve(study).uri)
+    runs = child_runs(study)
+    trials = runs[runs["kind"] == "trial"]
+    return {
+        int(name.removeprefix("trial ")): sorted(
+            point.step for point in client.get_metric_history(run_id, "curve/val/loss")
+        )
+        for run_id, name in trials["run"].items()
+    }
+
+
+def test_progress_counts_trials_and_shows_each_tasks_best(whole):
+    _, result, seen = whole
+    assert [completed for completed, _ in seen.steps] == list(range(7))
+    assert seen.steps[-1][1].startswith(f"{(result.trials['state'] == 'finished').sum()} done")
+    assert seen.bests[-1]["price/rmse"] == result.trials["price/rmse"].min()
+    assert seen.bests[-1]["improvement"] == pytest.approx(result.trials["improvement"].max())
+
+
+def test_a_search_whose_budget_is_used_returns_what_it_found_at_once(whole):
+    study, result, _ = whole
+    seen = Seen()
+    again = search(study, progress=seen)
+    assert seen.steps == []
+    pd.testing.assert_frame_equal(again.trials, result.trials)
+    assert (again.folder, again.best_values, again.mlflow_id) == (result.folder, result.best_values, result.mlflow_id)
+
+
+def test_a_larger_budget_goes_on(whole):
+    study, result, _ = whole
+    larger = search(study.with_values({"search.trials": 8}))
+    assert larger.folder == result.folder
+    before = result.trials.set_index("number").sort_index()
+    after = larger.trials.set_index("number").sort_index()
+    assert list(after.index) == list(range(8))
+    pd.testing.assert_frame_equal(after.loc[before.index, before.columns], before, check_dtype=False)
+    assert after["training.optimiser.learning_rate"].nunique() == 8
+
+
+# --- what searches survive -------------------------------------------------------------------------------------------
+
+
+def test_trials_that_raise_diverge_or_die_are_recorded_and_the_others_finish_in_few_processes(tmp_path):
+    log = tmp_path / "built"
+    study = make(
+        tmp_path,
+        **{
+            "model.encoder.kind": "trial_parts:Encoder",
+            "model.encoder.options": {"log": str(log)},
+            "search.spaces": ["trial_parts:fates"],
+            "search.trials": 8,
+            "search.scheduler": "none",
+            "search.concurrency": 1,
+            "scale.max_failures": 1,
+        },
+    )
+    result = search(study)
+    trials = result.trials.set_index("number").sort_index()
+    assert trials["state"].tolist() == [
+        "finished", "failed", "finished", "failed", "finished", "failed", "finished", "finished",
+    ]  # fmt: skip
+    assert trials.loc[1, "error"] == "ValueError: a fault in the encoder"
+    assert "not a number" in trials.loc[3, "error"]
+    assert "process died" in trials.loc[5, "error"]
+    runs = child_runs(study).set_index("run")
+    assert (runs.loc[["trial 0001", "trial 0003", "trial 0005"], "status"] == "FAILED").all()
+
+    built = [line.split() for line in log.read_text().splitlines()]
+    in_workers = [(pid, fate) for pid, fate in built if int(pid) != os.getpid()]
+    assert [fate for _, fate in in_workers].count("die") == 2  # once more, as scale.max_failures says
+    # One process, and two more for those that were killed; what was raised cost none.
+    assert len({pid for pid, _ in in_workers}) == 3
+
+
+def test_a_search_all_of_whose_trials_fail_says_why(tmp_path):
+    study = make(
+        tmp_path,
+        **{
+            "search.spaces": [],
+            "search.space": {"training.optimiser.learning_rate": {"low": 1e25, "high": 1e30, "log": True}},
+            "search.objective": "price/rmse",
+            "search.trials": 2,
+            "training.optimiser": {"kind": "sgd"},
+        },
+    )
+    with pytest.raises(RunError, match=r"all 2 trials .* not a number"):
+        search(study)
+
+
+def test_a_time_limit_ends_trials_where_they_are(tmp_path):
+    study = make(
+        tmp_path,
+        search__trials=None, search__minutes=0.3, search__scheduler="none", search__concurrency=1,
+        training__epochs=400, training__early_stopping=None,
+    )  # fmt: skip
+    train_baselines(study, prepare(study), study.storage_folder / "baselines")  # the time is for trials
+    result = search(study)
+    last = result.trials.sort_values("number").iloc[-1]
+    assert (last["state"], last["stopped"]) == ("stopped", "minutes")
+    assert 0 < last["epochs"] < 400
+    assert (result.trials["state"] == "stopped").sum() == 1
+    assert search(study).folder == result.folder  # the time is used: the same command returns what was found
+
+
+def test_a_time_limit_that_leaves_no_time_for_trials_is_told(tmp_path):
+    with pytest.raises(RunError, match="search.minutes: the 1e-05 minutes were over before a trial began"):
+        search(make(tmp_path, search__trials=None, search__minutes=1e-5))
+
+
+def test_more_workers_than_cpus_are_refused_before_anything_is_made(tmp_path):
+    study = make(tmp_path, scale__workers=500)
+    with pytest.raises(ResourceError, match="scale.workers 500"):
+        search(study)
+    assert not study.storage_folder.exists()
+
+
+@pytest.mark.slow
+def test_trials_of_several_workers_are_stopped_early_and_give_everything_back(tmp_path):
+    import ray
+
+    total = ray.cluster_resources()
+    study = make(
+        tmp_path,
+        **{
+            "search.spaces": [],
+            "search.space": {"training.optimiser.learning_rate": {"choice": [0.02, 1e-9]}},
+            "search.trials": 4,
+            "search.sampler": "random",
+            "search.grace_epochs": 2,
+            "training.epochs": 8,
+            "training.early_stopping": None,
+            "scale.workers": 2,
+        },
+    )
+    result = search(study)
+    trials = result.trials.set_index("number")
+    assert (trials["error"].isna()).all()
+    assert set(trials["state"]) == {"finished", "stopped"}
+    assert result.best_values["training.optimiser.learning_rate"] == 0.02
+    validation = result.metrics[result.metrics["split"] == "validation"].set_index("task")
+    assert validation.loc["price", "multi_task"] == pytest.approx(result.trials["price/rmse"].iloc[0], rel=1e-6)
+    deadline = time.monotonic() + 30
+    while ray.available_resources().get("CPU") != total["CPU"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == total["CPU"]
+
+
+# --- going on --------------------------------------------------------------------------------------------------------
+
+SCRIPT = """import sys
+from polyshot.progress import Progress
+from polyshot.search.run import search
+from polyshot.study import Study
+
+class Lines(Progress):
+    def advance(self, activity, completed, words=""):
+        if activity == "search":
+            print(completed, flush=True)
+
+if __name__ == "__main__":
+    search(Study.load(sys.argv[1]), progress=Lines())
+"""
+
+
+def interrupted(folder: Path, when: Callable[[int], bool], how: signal.Signals) -> int:
+    """Runs the search of `folder` in a process of its own, which gets a signal; returns its exit code."""
+    (folder / "script.py").write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with subprocess.Popen(
+        [sys.executable, str(folder / "script.py"), str(folder / "study.yaml")],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip().isdigit() and when(int(line)):
+                process.send_signal(how)
+                break
+        return process.wait(60)
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_and_then_interrupted_goes_on_and_repeats_no_trial(tmp_path):
+    study = make(
+        tmp_path,
+        search__trials=7, search__scheduler="none", search__sampler="random", search__concurrency=2,
+        training__epochs=200, training__early_stopping=None, training__checkpoint_seconds=0.0,
+    )  # fmt: skip
+    (tmp_path / "study.yaml").write_text(study.to_yaml())
+    folder = study.storage_folder / "search-1"
+    direction = "maximize"
+
+    def ended() -> dict[int, tuple]:
+        trials = open_study(study, folder / "optuna.journal", direction).trials
+        return {t.number: (t.state, t.params, t.value, t.datetime_complete) for t in trials if t.state.is_finished()}
+
+    assert interrupted(tmp_path, lambda done: done >= 2, signal.SIGKILL) == -signal.SIGKILL
+    after_kill = ended()
+    assert 2 <= len(after_kill) < 7
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+
+    assert interrupted(tmp_path, lambda done: done >= 4, signal.SIGINT) != 0
+    after_interrupt = ended()
+    assert 4 <= len(after_interrupt) < 7
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+
+    result = search(Study.load(tmp_path / "study.yaml"))
+    finished = ended()
+    assert result.folder == folder
+    assert list(finished) == list(range(7))
+    assert {number: finished[number] for number in after_kill} == after_kill
+    assert {number: finished[number] for number in after_interrupt} == after_interrupt
+    assert all(state == TrialState.COMPLETE for state, *_ in finished.values())
+    assert len({tuple(params.values()) for _, params, *_ in finished.values()}) == 7
+    # What was under way when the process died went on from its checkpoint: no epoch was logged twice.
+    for steps in curves(study).values():
+        assert len(steps) == len(set(steps))
+        assert steps[-1] == 200
