@@ -5,9 +5,9 @@
         python benchmarks/mtl_step.py
 
 An MLP 64→128→128 with eight regression heads, batches of 256 rows, Adam, one thread. Contenders take turns, a few steps
-each, so that all see the same machine; what counts is the processor time of the thread, as a median over turns. LibMTL is
-taken from the environment, or from the checkout that POLYSHOT_LIBMTL names. What is not installed is left out, with a
-word.
+each, so that all see the same machine; what counts is the processor time of the thread, as a median over turns. LibMTL
+is taken from the environment, or from the checkout that POLYSHOT_LIBMTL names. What is not installed is left out, with
+a word.
 
 Aims: fixed weights at twice the plain loop, every Gramian method at twice the better library, Nash-MTL at ten times.
 """

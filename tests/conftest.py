@@ -45,7 +45,6 @@ def polyshot(monkeypatch, capfd, tmp_path) -> Callable[..., Outcome]:
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
             main()
-            raise SystemExit(0)
         out, err = capfd.readouterr()
         return Outcome(int(left.value.code or 0), out, err)
 

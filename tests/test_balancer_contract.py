@@ -22,7 +22,15 @@ class Claims:
     is_convex_sum: bool = False  # the gradient by losses is on the simplex
 
 
-BALANCERS = {"fixed": Claims({"balance.kind": "fixed"}, is_linear=True, is_convex_sum=True)}
+BALANCERS = {
+    "fixed": Claims({"balance.kind": "fixed"}, is_linear=True, is_convex_sum=True),
+    "uncertainty": Claims({"balance.kind": "uncertainty"}),
+    "dwa": Claims({"balance.kind": "dwa"}, is_linear=True),
+    "gls": Claims({"balance.kind": "gls"}),
+    "famo": Claims({"balance.kind": "famo"}),
+    "stch": Claims({"balance.kind": "stch"}),
+    "imtl_l": Claims({"balance.kind": "imtl_l"}),
+}
 LOSSES = st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3)
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=3, max_size=3)
 

@@ -1,9 +1,10 @@
-"""A training step with LibMTL: its model and its `backward` in the loop of its `Trainer`, which itself asks for a GPU."""
+"""A training step with LibMTL: its model and `backward` in the loop of its `Trainer`, which itself asks for a GPU."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,9 @@ def turn(
     if checkout and checkout not in sys.path:
         sys.path.append(checkout)
     name, parameters = WEIGHTINGS[kind]
+    old = types.ModuleType("torchvision.models.utils")  # its ResNets import from where torchvision had it until 2021
+    old.load_state_dict_from_url = torch.hub.load_state_dict_from_url  # type: ignore[attr-defined]
+    sys.modules.setdefault(old.__name__, old)
     try:
         weighting = getattr(importlib.import_module(f"LibMTL.weighting.{name}"), name)
         sharing = importlib.import_module("LibMTL.architecture.HPS").HPS
@@ -54,8 +58,11 @@ def turn(
     class Model(sharing, weighting):  # type: ignore[misc, valid-type]
         def __init__(self) -> None:
             decoders = nn.ModuleDict({task: nn.Linear(width, 1) for task in names})
-            super().__init__(names, Encoder, decoders, False, False, torch.device("cpu"))
+            super().__init__(names, Encoder, decoders, kind == "graddrop", False, torch.device("cpu"))
             self.init_param()
+
+        def zero_grad_share_params(self) -> None:
+            self.encoder.zero_grad(set_to_none=False)  # the default when it was written
 
     names = [f"t{task}" for task in range(tasks)]
     model = Model()

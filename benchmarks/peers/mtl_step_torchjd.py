@@ -1,4 +1,4 @@
-"""A training step with TorchJD, as its documentation for multi-task learning writes it: `mtl_backward`, `jac_to_grad`."""
+"""A training step with TorchJD as its documentation of multi-task learning has it: `mtl_backward`, `jac_to_grad`."""
 
 from __future__ import annotations
 

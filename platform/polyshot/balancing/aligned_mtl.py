@@ -34,6 +34,6 @@ class AlignedMTL(GramianBalancer):
                 scale = eigenvalues[0]
             case "median":
                 scale = eigenvalues[(len(eigenvalues) - 1) // 2]
-            case "rmse":
+            case _:
                 scale = eigenvalues.mean()
         return vectors @ (np.sqrt(scale / eigenvalues) * (vectors.T @ self._preference[tasks]))

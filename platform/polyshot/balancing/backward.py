@@ -120,8 +120,6 @@ def build_backward(
 class ScalarBackward:
     """One scalar and one backward pass. `compute` averages gradients over workers where there are several."""
 
-    gramian = None
-
     def __init__(
         self,
         compute: Callable[[Tensor], Tensor],
@@ -130,6 +128,7 @@ class ScalarBackward:
         scaler: torch.amp.GradScaler | None = None,
     ):
         self.forward = compute
+        self.gramian: np.ndarray | None = None
         self._balancer = balancer
         self._world = world
         self._scaled = scaler.scale if scaler else lambda loss: loss
@@ -226,7 +225,7 @@ class HardSharingBackward:
             shared = self._summed(self._trunk.gradient((residuals * weights[self._owner]) @ weight))
         else:
             blocks = self._summed(self._trunk.jacobian(self._at_features_of_each(residuals, weight)))
-            weights = self._weigh(sum_of(block @ block.T for block in blocks), losses)
+            weights = self._weigh(_gramian(blocks), losses)
             shared = [weights @ block for block in blocks]
 
         _assign(self._trunk.parameters, shared)
@@ -298,7 +297,7 @@ class SharedBackward:
                     combined = balancer.aggregate(torch.cat(blocks, 1))
                     shared = list(combined.split([parameter.numel() for parameter in self._shared]))
                 else:
-                    gramian = sum_of(block @ block.T for block in blocks)
+                    gramian = _gramian(blocks)
                     self.gramian, weights = _weigh(balancer, gramian, self._world.sum(losses))
                     shared = [weights @ block for block in blocks]
                 _assign(self._shared, shared)
@@ -313,12 +312,9 @@ class SharedBackward:
         return _summed([gradient.flatten(1) for gradient in gradients], self._world)
 
 
-def sum_of(gramians: object) -> Tensor:
-    """The sum of tensors [T, T], one for each block of parameters."""
-    first, *rest = gramians  # type: ignore[misc]
-    for gramian in rest:
-        first = first + gramian
-    return first
+def _gramian(blocks: Jacobian) -> Tensor:
+    """J Jᵀ [T, T] of the Jacobian's blocks."""
+    return torch.stack([block @ block.T for block in blocks]).sum(0)
 
 
 def _weigh(balancer: GramianBalancer, gramian: Tensor, losses: Tensor) -> tuple[np.ndarray, Tensor]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from polyshot.balancing.base import GramianBalancer
-from polyshot.balancing.solvers import correlations
+from polyshot.balancing.solvers import correlations, least_norm_solution
 
 _NOISE = 1e-6  # cosines come from float32 gradients
 
@@ -27,7 +27,7 @@ class ConFIG(GramianBalancer):
 
     def solve(self, gramian: np.ndarray, losses: np.ndarray, tasks: np.ndarray) -> np.ndarray:  # noqa: ARG002
         cosines, norms = correlations(gramian)
-        scaled = np.linalg.pinv(cosines, rcond=_NOISE, hermitian=True) @ self._preference[tasks]
+        scaled = least_norm_solution(cosines, self._preference[tasks])
         projections = cosines @ scaled
         squared_length = scaled @ projections
         if squared_length <= _NOISE * (scaled @ scaled):

@@ -10,9 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from polyshot.balancing.base import GramianBalancer
-from polyshot.balancing.solvers import correlations
-
-_NOISE = 1e-6  # cosines come from float32 gradients
+from polyshot.balancing.solvers import correlations, least_norm_solution
 
 
 class IMTLG(GramianBalancer):
@@ -20,6 +18,6 @@ class IMTLG(GramianBalancer):
 
     def solve(self, gramian: np.ndarray, losses: np.ndarray, tasks: np.ndarray) -> np.ndarray:  # noqa: ARG002
         cosines, norms = correlations(gramian)
-        weights = np.linalg.pinv(cosines, rcond=_NOISE, hermitian=True).sum(1) / norms
+        weights = least_norm_solution(cosines, np.ones_like(norms)) / norms
         total = weights.sum()
         return weights / total if abs(total) > 1e-12 * np.abs(weights).sum() else np.zeros_like(weights)

@@ -31,6 +31,6 @@ class MGDA(GramianBalancer):
                 return minimum_norm_point(gramian)
             case "norm":
                 divisors = np.sqrt(gramian.diagonal())
-            case "loss":
+            case _:
                 divisors = np.where(losses > 0, losses, 1.0)
         return minimum_norm_point(gramian / np.outer(divisors, divisors)) / divisors

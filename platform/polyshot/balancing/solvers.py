@@ -10,6 +10,7 @@ import numpy as np
 
 # Gramians come from float32 Jacobians: smaller eigenvalues of the correlations are noise.
 _FLOOR = 1e-7
+_NOISE = 1e-6
 _MOST_ITERATIONS = 100
 
 
@@ -26,6 +27,15 @@ def lifted(matrix: np.ndarray) -> np.ndarray:
     except np.linalg.LinAlgError:
         return matrix + (_FLOOR - np.linalg.eigvalsh(matrix)[0]) * np.eye(len(matrix))
     return matrix
+
+
+def least_norm_solution(cosines: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Ĝ⁺ b for correlations Ĝ [T, T] and b [T], where eigenvalues below 1e-6 of the largest are noise."""
+    try:
+        np.linalg.cholesky(cosines - _NOISE * len(cosines) * np.eye(len(cosines)))
+    except np.linalg.LinAlgError:
+        return np.linalg.pinv(cosines, rcond=_NOISE, hermitian=True) @ right
+    return np.linalg.solve(cosines, right)  # of full rank: a twentieth of the time
 
 
 def nonnegative_minimum(matrix: np.ndarray, linear: np.ndarray) -> np.ndarray:
@@ -108,6 +118,7 @@ def inverse_power_point(gramian: np.ndarray, power: float) -> np.ndarray:
     scale = np.exp(np.log(constants).mean())
     constants = constants / scale
     y = constants ** (1 / (1 + power))  # exact when no two gradients have anything in common
+    y *= ((y ** (1 - power) @ constants) / (y @ cosines @ y)) ** (1 / (1 + power))  # and the best of its length
     push = constants * y**-power
     gradient = cosines @ y - push
     least = np.inf

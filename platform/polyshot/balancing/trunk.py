@@ -18,8 +18,8 @@ from torch import Tensor, nn
 # Blocks [T, P_k], one for each parameter; side by side they are the Jacobian [T, P].
 Jacobian = list[Tensor]
 
-# Modules whose output depends on the input of the same place only, so that their Jacobian is a diagonal.
-_ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Dropout)
+# Modules whose output depends on the input of the same place only: their Jacobian is a diagonal. ReLU is one as well.
+_ELEMENTWISE = (nn.GELU, nn.SiLU, nn.Tanh, nn.Dropout)
 
 
 class Trunk(Protocol):
@@ -128,6 +128,8 @@ class Chain:
             if isinstance(module, nn.Linear):
                 with torch.no_grad():
                     values = F.linear(inputs, module.weight, module.bias)
+            elif isinstance(module, nn.ReLU):
+                values = torch.relu(inputs)
             else:
                 with torch.enable_grad():
                     values = module(inputs.requires_grad_())
@@ -153,6 +155,8 @@ class Chain:
                     below = self._workspace("below", index, (rows * tasks, module.in_features), delta)
                     torch.mm(flat.view(rows * tasks, -1), module.weight.detach(), out=below)
                     delta = below.view(rows, tasks, -1)
+            elif isinstance(module, nn.ReLU):
+                delta = delta.mul_(outputs.sign().unsqueeze(1))  # its slope is 0 or 1, and its output tells which
             elif isinstance(module, _ELEMENTWISE):
                 if module.training or not isinstance(module, nn.Dropout):
                     (slope,) = torch.autograd.grad(outputs, inputs, torch.ones_like(outputs), retain_graph=True)

@@ -17,7 +17,7 @@ from polyshot.errors import ResourceError
 from polyshot.study import Study
 
 _CONNECT_SECONDS = 5.0
-_STARTS = 2  # Ray gives a node half a minute to come up, which a machine at its limit may need twice
+_STARTS = 3  # Ray gives a node half a minute to come up, which a machine at its limit may need more than once
 # Read by Ray when it starts and inherited by its workers. Relative paths mean the same in a trial as here, and the
 # project is not packed and unpacked again for every start under `uv run`.
 _EMBEDDED = {

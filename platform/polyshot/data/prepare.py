@@ -65,7 +65,7 @@ class Prepared:
     notes: list[str]
 
     def for_task(self, task: str) -> Prepared:
-        """The same splits and features with one task, and the rows that have its label: what learning it alone would use."""
+        """The same splits and features with one task, and the rows that have its label, as when it is learnt alone."""
         place = [target.task for target in self.targets].index(task)
 
         def alone(examples: Examples) -> Examples:

@@ -26,11 +26,11 @@ from polyshot.search.protocol import ERROR, STOPPED
 from polyshot.search.searcher import METRICS, VALUES, TrialSearcher, was_stopped
 from polyshot.search.trainable import trial_folder
 from polyshot.study import Study
+from polyshot.tracking.outcomes import curve, log_baseline, log_outcome
 from polyshot.tracking.tracker import Run, Status, Tracker
 from polyshot.training.baselines import Baseline
 from polyshot.training.loop import Epoch
 from polyshot.training.metrics import is_better
-from polyshot.verbs.train import curve, log_outcome
 
 ACTIVITY = "search"
 _KEPT_CHECKPOINTS = 3
@@ -226,23 +226,13 @@ class Recorder(tune.Callback):
         return self._searcher.numbers[trial.trial_id]
 
 
-def log_baseline(
+def log_baseline_once(
     tracker: Tracker, parent: Run, optuna_study: optuna.Study, key: str, params: Mapping[str, Any], baseline: Baseline
 ) -> None:
-    """One child run for a single-task baseline, logged once however often the search is taken up again.
-
-    Args:
-        key: such as `search-1/baseline-price`; its last part is the run's name.
-    """
-    name = key.rpartition("/")[2]
-    with _Once(optuna_study, name) as is_new:
-        if not is_new:
-            return
-        run = tracker.start_run(name, key=key, parent=parent, params=params, tags={"polyshot.kind": "baseline"})
-        for epoch in baseline.history:
-            run.log_metrics(curve(epoch), step=epoch.number)
-        log_outcome(run, {"validation": baseline.validation, "test": baseline.test}, {})
-        run.end()
+    """`log_baseline`, once however often the search is taken up again."""
+    with _Once(optuna_study, key.rpartition("/")[2]) as is_new:
+        if is_new:
+            log_baseline(tracker, parent, key, params, baseline)
 
 
 class _Once:

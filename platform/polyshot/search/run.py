@@ -35,18 +35,19 @@ from polyshot.run_folder import RunFolder, write_json
 from polyshot.saved_model import save_model
 from polyshot.search.objective import Objective
 from polyshot.search.protocol import ERROR, STOPPED
-from polyshot.search.record import Recorder, log_baseline, ranked, validation_metrics
+from polyshot.search.record import Recorder, log_baseline_once, ranked, validation_metrics
 from polyshot.search.scheduling import Plan, build_scheduler, plan_trials, replay, rungs
 from polyshot.search.searcher import EPOCHS, VALUES, TrialSearcher, check_sampler, open_study, was_stopped
 from polyshot.search.space import build_space, check_space
 from polyshot.search.trainable import DistributedTrainable, SearchContext, TrialTrainable, checkpoint_path, prepared_for
 from polyshot.study import Study
+from polyshot.tracking.outcomes import log_outcome
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Run, Tracker
-from polyshot.training.baselines import Baseline, train_baselines
+from polyshot.training.baselines import Baseline, merged, train_baselines
 from polyshot.training.checkpoint import load_checkpoint
 from polyshot.training.loop import TrainingRun
-from polyshot.verbs.train import log_outcome
+from polyshot.training.threads import use_threads
 
 _WAITING_MEMORY = 2**20  # bytes; Tune wants a trial to ask for something
 _RESULT, _TRIALS, _METRICS, _JOURNAL = "result.json", "trials.json", "metrics.json", "optuna.journal"
@@ -112,6 +113,8 @@ def search(
     prepared = prepare(study, table)
     for note in prepared.notes:
         progress.note(note)
+    use_threads(study, prepared)
+    TrainingRun(study, prepared)  # what cannot be built is refused before anything is written
     with ray_session(study):
         plan = plan_trials(study, nodes())
         _warm_up(plan)
@@ -138,6 +141,8 @@ def search(
                 folder.close("failed")
                 raise
             parent.end()
+    if (kept := tracker.close()) is not None:
+        progress.note(str(kept))
     outcome |= {"digest": digest, "mlflow_id": tracker.mlflow_id(parent)}
     write_json(folder.path / _RESULT, outcome)
     folder.state["mlflow_id"] = outcome["mlflow_id"]
@@ -177,7 +182,7 @@ class _Search:
         self.optuna = open_study(study, folder.path / _JOURNAL, self.objective.direction)
         for task, baseline in self.baselines.items():
             params = study.differences(study.single_task(task))
-            log_baseline(tracker, parent, self.optuna, f"{folder.key}/baseline-{task}", params, baseline)
+            log_baseline_once(tracker, parent, self.optuna, f"{folder.key}/baseline-{task}", params, baseline)
 
     def run_trials(self, plan: Plan, started: float) -> None:
         """Run the trials that the budget still allows; it counts from `started` (Unix time) in this process."""
@@ -248,18 +253,9 @@ class _Search:
         for task, baseline in tuned.items():
             key = f"{self.folder.key}/baseline-{task}-tuned-{best.number:04d}"
             params = self.study.differences(study.single_task(task))
-            log_baseline(self.tracker, self.parent, self.optuna, key, params, baseline)
-        metrics = comparison(
-            study,
-            {
-                split: {
-                    "multi_task": values_of_split,
-                    "single_task": _metrics(self.baselines, split),
-                    "single_task_tuned": _metrics(tuned, split),
-                }
-                for split, values_of_split in together.items()
-            },
-        )
+            log_baseline_once(self.tracker, self.parent, self.optuna, key, params, baseline)
+        models = {"single_task": merged(self.baselines), "single_task_tuned": merged(tuned), "multi_task": together}
+        metrics = comparison(study, models)
         improvement = {split: delta_m(metrics, split) for split in together}
         trials = trials_table(self.optuna, self.objective)
         self._log(best, values, run, together, improvement, metrics, trials)
@@ -336,10 +332,6 @@ def trials_table(optuna_study: optuna.Study, objective: Objective) -> pd.DataFra
             }
         )
     return pd.DataFrame(rows)
-
-
-def _metrics(baselines: dict[str, Baseline], split: str) -> dict[str, float]:
-    return {name: value for baseline in baselines.values() for name, value in getattr(baseline, split).items()}
 
 
 def _trial_name(trial: Trial) -> str:

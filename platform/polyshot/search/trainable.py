@@ -157,6 +157,7 @@ class DistributedTrainable(TrialTrainable):
         self._history = [Epoch(**epoch) for epoch in state["history"]] if state else []
         self._events: queue.SimpleQueue[Epoch | dict[str, Any] | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._epochs = study.training.epochs
         self._training = threading.Thread(target=self._train, args=(study, prepared), daemon=True)
         self._training.start()
 
@@ -185,7 +186,8 @@ class DistributedTrainable(TrialTrainable):
                 self._history = [Epoch(**epoch) for epoch in event["history"]]
                 return self._result(self._history, finished=True, is_late=False)
             self._history.append(event)
-            if self._is_report(event, started):
+            # The last one is reported with the outcome: a scheduler would stop a trial that is at its end.
+            if self._is_report(event, started) and event.number < self._epochs:
                 break
         is_late = time.time() >= self._context.deadline
         if is_late:

@@ -118,11 +118,11 @@ class _Telling:
         self._meeting = meeting
         self._on_epoch = on_epoch
         self._read = 0  # bytes of the file of epochs
-        state = load_checkpoint(meeting.checkpoint)
-        # A run that began without Ray has told its epochs up to the checkpoint, and left no note of it.
-        self._told = len(state["history"]) if state else 0
         if meeting.told.exists():
-            self._told = max(self._told, json.loads(meeting.told.read_text(encoding="utf-8")))
+            self._told = json.loads(meeting.told.read_text(encoding="utf-8"))
+        else:  # a run that began without Ray has told what its checkpoint holds, and left no note of it
+            state = load_checkpoint(meeting.checkpoint)
+            self._told = len(state["history"]) if state else 0
 
     def tell_new(self) -> None:
         """Tell the epochs that have been written since the last call."""
