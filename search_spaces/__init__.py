@@ -24,6 +24,8 @@ SPACES: dict[str, str] = {
     "task_weights": "polyshot.search_spaces.task_weights:task_weights",
     "architecture": "polyshot.search_spaces.architecture:architecture",
     "optimisation": "polyshot.search_spaces.optimisation:optimisation",
+    "sharing": "polyshot.search_spaces.sharing:sharing",
+    "balancing": "polyshot.search_spaces.balancing:balancing",
 }
 
 

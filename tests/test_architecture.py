@@ -18,9 +18,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("run_folder", "data", "balancing", "search_spaces", "cluster", "tracking"),
     ("models",),
     ("training",),
-    ("saved_model", "results"),
+    ("saved_model", "results", "outcomes"),
     ("training.distributed", "report"),
-    ("search", "meta"),
+    ("searching", "meta"),
     ("verbs", "display"),
     ("cli", "__init__"),
     ("__main__",),
@@ -28,9 +28,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Where a library may be imported at all; everything else reaches it through these.
 HOMES = {
-    "ray": ("cluster", "search", "training.distributed"),
+    "ray": ("cluster", "searching", "verbs.search", "training.distributed"),
     "mlflow": ("tracking",),
-    "optuna": ("search", "search_spaces"),
+    "optuna": ("searching", "verbs.search", "search_spaces"),
     "learn2learn": ("meta",),
     "torchjd": ("balancing",),
     "typer": ("cli",),

@@ -20,10 +20,10 @@ from optuna.trial import TrialState
 from polyshot.data.prepare import prepare
 from polyshot.errors import ResourceError, RunError
 from polyshot.progress import Progress
-from polyshot.search.run import SearchResult, search
-from polyshot.search.searcher import open_study
+from polyshot.searching.searcher import open_study
 from polyshot.study import Study
 from polyshot.training.baselines import train_baselines
+from polyshot.verbs.search import SearchResult, search
 
 PARTS = """\
 import os
@@ -362,7 +362,7 @@ def test_trials_of_several_workers_are_stopped_early_and_give_everything_back(tm
 
 SCRIPT = """import sys
 from polyshot.progress import Progress
-from polyshot.search.run import search
+from polyshot.verbs.search import search
 from polyshot.study import Study
 
 class Lines(Progress):

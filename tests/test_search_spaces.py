@@ -7,9 +7,9 @@ import optuna
 import pytest
 
 from polyshot.errors import PolyshotError, RunError, StudyError
-from polyshot.search.space import build_space, check_space
 from polyshot.search_spaces import SPACES
 from polyshot.search_spaces.task_weights import task_weights
+from polyshot.searching.space import build_space, check_space
 from polyshot.study import Study
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)

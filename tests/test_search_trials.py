@@ -14,10 +14,10 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from polyshot.errors import ResourceError
-from polyshot.search.protocol import ERROR, OBJECTIVE, STOPPED
-from polyshot.search.scheduling import Plan, build_scheduler, plan_trials, replay, rungs
-from polyshot.search.searcher import TrialSearcher, check_sampler, open_study
-from polyshot.search.space import build_space
+from polyshot.searching.protocol import ERROR, OBJECTIVE, STOPPED
+from polyshot.searching.scheduling import Plan, build_scheduler, plan_trials, replay, rungs
+from polyshot.searching.searcher import TrialSearcher, check_sampler, open_study
+from polyshot.searching.space import build_space
 from polyshot.study import Study
 
 

@@ -544,7 +544,8 @@ class Search(Section):
 
     spaces: list[str] = Field(
         ["task_weights", "optimisation"],
-        description="Named search spaces (task_weights, architecture, optimisation) or `package.module:function`.",
+        description="Named search spaces (task_weights, architecture, optimisation, sharing, balancing) or "
+        "`package.module:function`.",
     )
     space: dict[str, Distribution] = Field({}, description="Distributions by dotted key of this study.")
     objective: str = Field(

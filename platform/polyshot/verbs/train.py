@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyshot.outcomes import curve, log_baseline, log_outcome
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import RunFolder
 from polyshot.study import Study
-from polyshot.tracking.outcomes import curve, log_baseline, log_outcome
 from polyshot.tracking.tracker import Run, Tracker
 
 # Heavy modules are imported inside the functions: the tracker's writer process starts first and loads MLflow meanwhile.

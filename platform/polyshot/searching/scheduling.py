@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 
 from polyshot.errors import ResourceError
-from polyshot.search.protocol import OBJECTIVE
+from polyshot.searching.protocol import OBJECTIVE
 from polyshot.study import Study
 
 _REDUCTION = 4  # of trials that reach a rung, one in four goes on (Li et al., MLSys 2020)

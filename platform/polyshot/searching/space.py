@@ -38,7 +38,7 @@ def build_space(study: Study) -> TrialValues:
         own = {key: _suggest(trial, key, distribution) for key, distribution in inline.items()}
         found: dict[str, Any] = {}
         for name, space in named:
-            part = space(_OwnFirst(trial, own) if own else trial, study)  # type: ignore[arg-type]
+            part: object = space(_OwnFirst(trial, own) if own else trial, study)  # type: ignore[arg-type]
             if not isinstance(part, Mapping):
                 message = f"the space '{name}' must return a dictionary of dotted keys, it returned {part!r}"
                 raise StudyError([Problem("search.spaces", message)])

@@ -19,14 +19,14 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from polyshot.errors import StudyError
+from polyshot.outcomes import curve, log_baseline, log_outcome
 from polyshot.progress import Progress
 from polyshot.run_folder import RunFolder
-from polyshot.search.objective import Objective
-from polyshot.search.protocol import ERROR, STOPPED
-from polyshot.search.searcher import METRICS, VALUES, TrialSearcher, was_stopped
-from polyshot.search.trainable import trial_folder
+from polyshot.searching.objective import Objective
+from polyshot.searching.protocol import ERROR, STOPPED
+from polyshot.searching.searcher import METRICS, VALUES, TrialSearcher, was_stopped
+from polyshot.searching.trainable import trial_folder
 from polyshot.study import Study
-from polyshot.tracking.outcomes import curve, log_baseline, log_outcome
 from polyshot.tracking.tracker import Run, Status, Tracker
 from polyshot.training.baselines import Baseline
 from polyshot.training.loop import Epoch

@@ -21,8 +21,8 @@ from ray import tune
 from ray.tune.result import DONE
 
 from polyshot.data.prepare import Prepared, prepare
-from polyshot.search.objective import Objective
-from polyshot.search.protocol import DEADLINE, ERROR, OBJECTIVE, STOPPED, error_words
+from polyshot.searching.objective import Objective
+from polyshot.searching.protocol import DEADLINE, ERROR, OBJECTIVE, STOPPED, error_words
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 from polyshot.training.loop import Epoch, TrainingRun
@@ -71,6 +71,8 @@ class TrialTrainable(tune.Trainable):
     result); `finished`, trained to its end; and `error` or `stopped` where that is why it ended.
     """
 
+    _error: str | None
+
     def setup(self, config: dict[str, Any], context: SearchContext | None = None) -> None:
         assert context is not None
         self._context = context
@@ -94,7 +96,7 @@ class TrialTrainable(tune.Trainable):
         return {OBJECTIVE: math.nan, ERROR: self._error, "epoch": 0, "epochs": [], "finished": False, DONE: True}
 
     def _begin(self, config: dict[str, Any]) -> None:
-        self._error: str | None = None
+        self._error = None
         self._reported = 0
         self._path = checkpoint_path(self._context.folder, config["number"])
         try:

@@ -22,8 +22,8 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from polyshot.errors import ResourceError
-from polyshot.search.protocol import ERROR, OBJECTIVE, STOPPED, error_words
-from polyshot.search.space import TrialValues
+from polyshot.searching.protocol import ERROR, OBJECTIVE, STOPPED, error_words
+from polyshot.searching.space import TrialValues
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
 
@@ -84,7 +84,7 @@ def open_study(study: Study, journal: Path, direction: str) -> optuna.Study:
         sampler=build_sampler(study, trials),
         pruner=optuna.pruners.NopPruner(),
         study_name=_OPTUNA_STUDY,
-        direction=direction,
+        direction=direction,  # type: ignore[arg-type]
         load_if_exists=True,
     )
 
@@ -148,7 +148,7 @@ class TrialSearcher(OptunaSearch):
         """
         mode = "max" if optuna_study.direction == optuna.study.StudyDirection.MAXIMIZE else "min"
         Searcher.__init__(self, metric=OBJECTIVE, mode=mode)
-        self._ot_study = optuna_study
+        self._study = optuna_study
         self._ot_trials: dict[str, optuna.Trial] = {}
         self._completed_trials: set[str] = set()
         self._values = values
@@ -177,7 +177,7 @@ class TrialSearcher(OptunaSearch):
         """The searcher knows its own metric, mode and space; Tune has nothing to add."""
         return metric is None and mode is None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """`{"number": …, "values": {dotted key: value}}` of the next trial, or FINISHED."""
         while (trial := self._next()) is not None:
             try:
@@ -192,15 +192,15 @@ class TrialSearcher(OptunaSearch):
             self._ot_trials[trial_id] = trial
             self.numbers[trial_id] = trial.number
             return {"number": trial.number, "values": values}
-        return Searcher.FINISHED
+        return Searcher.FINISHED  # type: ignore[return-value]  # a word that Tune knows
 
     def _next(self) -> optuna.Trial | None:
         if self.is_over:
             return None
         if self._interrupted:
-            return optuna.Trial(self._ot_study, self._interrupted.pop(0)._trial_id)
+            return optuna.Trial(self._study, self._interrupted.pop(0)._trial_id)
         self._begun += 1
-        return self._ot_study.ask()
+        return self._study.ask()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._report(self._ot_trials[trial_id], result)
@@ -224,23 +224,23 @@ class TrialSearcher(OptunaSearch):
             self._fail(trial, "the objective is not a number: training diverged, or the metric is undefined")
         elif result.get("finished"):
             self._report(trial, result)
-            self._ot_study.tell(trial, value, TrialState.COMPLETE)
+            self._study.tell(trial, value, TrialState.COMPLETE)
         else:
             self._report(trial, result)
             trial.set_user_attr(STOPPED, result.get(STOPPED) or self._stopped_by)
             is_complete = self._stopped_state == TrialState.COMPLETE
-            self._ot_study.tell(trial, value if is_complete else None, self._stopped_state)
+            self._study.tell(trial, value if is_complete else None, self._stopped_state)
 
     def _report(self, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
         value, epoch = result.get(OBJECTIVE), result.get("epoch")
-        known = self._ot_study._storage.get_trial(trial._trial_id).intermediate_values
+        known = self._study._storage.get_trial(trial._trial_id).intermediate_values
         # A trial that was taken up again repeats the epochs since its checkpoint; Optuna has them already.
         if value is not None and math.isfinite(value) and epoch is not None and epoch not in known:
             trial.report(value, epoch)
 
     def _fail(self, trial: optuna.Trial, words: str) -> None:
         trial.set_user_attr(ERROR, words)
-        self._ot_study.tell(trial, state=TrialState.FAIL)
+        self._study.tell(trial, state=TrialState.FAIL)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it all."""
