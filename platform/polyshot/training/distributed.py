@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +154,8 @@ def _parsed(lines: bytes) -> Iterator[Epoch]:
 
 def _trainer(study: Study, use_gpu: bool, folder: Path, job: dict[str, Any]) -> ray.train.torch.TorchTrainer:
     return ray.train.torch.TorchTrainer(
-        _work,  # type: ignore[arg-type]  # Ray's annotation does not know of results
-        train_loop_config=job,
+        # Not as `train_loop_config`, for which the controller's process would have to import all that the job is made of.
+        partial(_work, job),  # type: ignore[arg-type]  # Ray's annotation does not know of results
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=study.scale.workers,

@@ -9,13 +9,15 @@ def check(study: Study, *, with_data: bool = False) -> list[str]:
     """Sentences about a valid study: which of its parts run code of the user's, and what its table holds.
 
     Raises:
-        PolyshotError: with `with_data`, when the table cannot be read or does not fit the study.
+        PolyshotError: with `with_data`, when the table cannot be read, or the model does not fit it.
     """
     words = [f"runs code of yours: {path} ({key})" for key, path in _code(study).items()]
     if with_data:
         from polyshot.data.prepare import prepare
+        from polyshot.training.loop import TrainingRun
 
         prepared = prepare(study)
+        TrainingRun(study, prepared)  # an encoder or a balancer that does not fit is found here
         sizes = {split: len(getattr(prepared, split).features) for split in ("train", "validation", "test")}
         words.append("rows: " + ", ".join(f"{rows} {split}" for split, rows in sizes.items()))
         words.append(f"features: {len(prepared.features.names)} from {len(prepared.features.columns)} columns")
