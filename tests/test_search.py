@@ -178,7 +178,8 @@ def test_the_improvement_is_over_single_tasks_trained_with_the_best_trials_setti
 def test_checkpoints_of_the_best_trials_only_stay_on_disk(whole):
     _, result, _ = whole
     kept = {int(folder.name.removeprefix("trial-")) for folder in (result.folder / "trials").iterdir()}
-    assert kept == set(result.trials["number"][:3])
+    best = result.trials[:3]  # of those that were stopped, some never came to write one
+    assert set(best[best["state"] == "finished"]["number"]) <= kept <= set(best["number"])
 
 
 def test_every_trial_and_baseline_is_a_run_under_the_searchs(whole):

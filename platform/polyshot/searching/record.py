@@ -18,7 +18,6 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.experiment import Trial
 
-from polyshot.errors import StudyError
 from polyshot.outcomes import curve, log_baseline, log_outcome
 from polyshot.progress import Progress
 from polyshot.run_folder import RunFolder
@@ -161,16 +160,12 @@ class Recorder(tune.Callback):
 
     def _run(self, number: int, values: Mapping[str, Any]) -> Run:
         if number not in self._runs:
-            try:
-                params = self._study.differences(self._study.with_values(values))
-            except StudyError:  # a trial that failed for just this reason
-                params = dict(values)
             name = f"trial {number:04d}"
             self._runs[number] = self._tracker.start_run(
                 name,
                 key=f"{self._folder.key}/trial-{number:04d}",
                 parent=self._parent,
-                params=params,
+                params=values,  # all that was searched, also where it is the study's own value: compared runs show it
                 tags={"polyshot.kind": "trial"},
             )
         return self._runs[number]

@@ -154,7 +154,7 @@ def _parsed(lines: bytes) -> Iterator[Epoch]:
 
 def _trainer(study: Study, use_gpu: bool, folder: Path, job: dict[str, Any]) -> ray.train.torch.TorchTrainer:
     return ray.train.torch.TorchTrainer(
-        # Not as `train_loop_config`, for which the controller's process would have to import all that the job is made of.
+        # Not as `train_loop_config`: the controller's process would have to import all that the job is made of.
         partial(_work, job),  # type: ignore[arg-type]  # Ray's annotation does not know of results
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -346,9 +346,15 @@ def _trial_name(trial: Trial) -> str:
 
 def _warm_up(plan: Plan) -> None:
     """Have Ray's idle processes, which become the trials' workers, import torch while the baselines are trained."""
-    warm = ray.remote(num_cpus=plan.cpus)(importlib.import_module)
+    module = TrialTrainable.__module__
+
+    @ray.remote(num_cpus=plan.cpus)
+    def warm() -> None:
+        with suppress(ImportError):  # of that, the trials will tell
+            importlib.import_module(module)
+
     for _ in range(plan.concurrency):
-        warm.remote(TrialTrainable.__module__)
+        warm.remote()
 
 
 @contextmanager
