@@ -112,26 +112,31 @@ def undisturbed() -> TrainingRun:
     return run
 
 
+@pytest.mark.slow
 def test_who_raises_in_on_epoch_stops_the_workers_and_gets_the_exception(story):
     assert story.first == list(range(1, 21))
     assert story.begun[1] < EPOCHS  # they had stopped before the end
 
 
+@pytest.mark.slow
 def test_every_epoch_is_told_once_over_all_lives(story):
     assert story.second == list(range(20, EPOCHS + 1))  # 20 was not taken: `on_epoch` raised
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_goes_on_from_the_last_checkpoint(story):
     assert story.killed
     assert len(story.begun) == 3
     assert story.begun[0] == 1 < story.begun[1] < story.begun[2]
 
 
+@pytest.mark.slow
 def test_the_metrics_are_those_of_an_undisturbed_run(story, undisturbed):
     for epoch in undisturbed.history:
         assert story.metrics[epoch.number] == pytest.approx(epoch.metrics, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_state_that_comes_back_is_the_runs(story, undisturbed):
     study = make_study(VALUES)
     prepared = make_prepared(study)
@@ -141,6 +146,7 @@ def test_the_state_that_comes_back_is_the_runs(story, undisturbed):
     assert run.evaluate(prepared.test) == pytest.approx(undisturbed.evaluate(prepared.test), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_no_worker_is_left_behind(story):
     assert story.state
     deadline = time.monotonic() + 60
