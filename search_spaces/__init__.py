@@ -25,6 +25,7 @@ SPACES: dict[str, str] = {
     "architecture": "polyshot.search_spaces.architecture:architecture",
     "optimisation": "polyshot.search_spaces.optimisation:optimisation",
     "sharing": "polyshot.search_spaces.sharing:sharing",
+    "groupings": "polyshot.search_spaces.groupings:groupings",
     "balancing": "polyshot.search_spaces.balancing:balancing",
 }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,19 @@ def one_thread() -> None:
     """Small models on one thread: on a busy machine, two threads that wait for each other take many times as long."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests record beside themselves, whatever the shell that runs them names
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """Undoes what a test did to the environment: MLflow's own functions, and the tracking writer run here, set it."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @dataclass(frozen=True)
@@ -38,7 +52,6 @@ def polyshot(monkeypatch, capfd, tmp_path) -> Callable[..., Outcome]:
     from polyshot.cli import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["polyshot", *map(str, arguments)])

@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from polyshot import Study
 from polyshot.data.source import read_path, read_table
 from polyshot.errors import DataError, RunError
+from polyshot.study import Source
 
 
 def write(folder: Path, **files: str | bytes) -> None:
@@ -19,9 +19,8 @@ def write(folder: Path, **files: str | bytes) -> None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def study_of(folder: Path, source: str, **arguments: object) -> Study:
-    (folder / "study.yaml").write_text("name: s\ndata: {source: x}\ntasks: {t: {kind: binary}}\n")
-    return Study.load(folder / "study.yaml").with_values({"data.source": source, "data.arguments": arguments})
+def source_of(folder: Path, source: str, **arguments: object) -> tuple[Source, Path]:
+    return Source(source=source, arguments=arguments), folder
 
 
 TEXT = "a,b\n1,x\n2,\n"
@@ -115,7 +114,7 @@ def module(tmp_path, monkeypatch):
 
 
 def test_a_function_is_called_with_the_study_arguments_and_its_columns_get_text_names(module):
-    table = read_table(study_of(module, "my_rows:read", rows=1))
+    table = read_table(*source_of(module, "my_rows:read", rows=1))
     assert table.to_dict("list") == {"1": [1], "b": [3]}
     assert table.index.tolist() == [0]
 
@@ -134,10 +133,10 @@ def test_a_function_is_called_with_the_study_arguments_and_its_columns_get_text_
 )
 def test_a_function_that_gives_no_table_is_refused_in_words(module, name, arguments, words):
     with pytest.raises(DataError) as caught:
-        read_table(study_of(module, f"my_rows:{name}", **arguments))
+        read_table(*source_of(module, f"my_rows:{name}", **arguments))
     assert all(word in str(caught.value) for word in ["my_rows", *words]), str(caught.value)
 
 
 def test_a_function_that_is_not_there_is_a_run_error(module):
     with pytest.raises(RunError, match="'my_rows' has no 'rea'"):
-        read_table(study_of(module, "my_rows:rea"))
+        read_table(*source_of(module, "my_rows:rea"))

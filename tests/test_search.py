@@ -86,7 +86,6 @@ def one_ray() -> Iterator[None]:
 
     from polyshot.cluster.ray import ray_session
 
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
     base = Study.from_dict({"name": "s", "data": {"source": "t.csv"}, "tasks": {"a": {"kind": "regression"}}})
     with ray_session(base):
         yield
@@ -115,7 +114,7 @@ def child_runs(study: Study) -> pd.DataFrame:
 def whole(tmp_path_factory) -> tuple[Study, SearchResult, Seen]:
     study = make(  # one at a time: what is stopped does not depend on which of two is faster
         tmp_path_factory.mktemp("whole"),
-        search__trials=6, search__grace_epochs=1, search__concurrency=1, training__epochs=8,
+        search__trials=8, search__grace_epochs=1, search__concurrency=1, training__epochs=8,
     )  # fmt: skip
     seen = Seen()
     return study, search(study, progress=seen), seen
@@ -123,14 +122,14 @@ def whole(tmp_path_factory) -> tuple[Study, SearchResult, Seen]:
 
 def test_a_search_gives_its_trials_best_first(whole):
     study, result, _ = whole
-    assert sorted(result.trials["number"]) == list(range(6))
+    assert sorted(result.trials["number"]) == list(range(8))
     finished = result.trials[result.trials["state"] == "finished"]
     assert finished["improvement"].is_monotonic_decreasing
     assert result.trials["state"].iloc[0] == "finished"
     assert (finished["epochs"] == 8).all()
     weights = result.trials[["tasks.price.weight", "tasks.sold.weight"]]
     assert weights.sum(axis=1).round(9).eq(1).all()
-    assert weights.drop_duplicates().shape == (6, 2)
+    assert weights.drop_duplicates().shape == (8, 2)
     assert set(result.trials["state"]) <= {"finished", "stopped"}
     assert result.best_study == study.with_values(result.best_values)
 
@@ -172,7 +171,8 @@ def test_the_improvement_is_over_single_tasks_trained_with_the_best_trials_setti
     expected = (price["single_task_tuned"] - price["multi_task"]) / price["single_task_tuned"]
     assert price["improvement"] == pytest.approx(expected, rel=1e-6)
     assert result.improvement == pytest.approx(test["improvement"].mean(), rel=1e-6)
-    assert result.hurt == test[test["improvement"] < 0].sort_values("improvement").index.tolist()
+    assert result.hurt == test[test["verdict"] == "hurt"].sort_values("improvement").index.tolist()
+    assert result.interval[0] < result.improvement < result.interval[1]
 
 
 def test_checkpoints_of_the_best_trials_only_stay_on_disk(whole):
@@ -185,14 +185,14 @@ def test_checkpoints_of_the_best_trials_only_stay_on_disk(whole):
 def test_every_trial_and_baseline_is_a_run_under_the_searchs(whole):
     study, result, _ = whole
     runs = child_runs(study).set_index("run")
-    assert set(runs[runs["kind"] == "trial"].index) == {f"trial {number:04d}" for number in range(6)}
+    assert set(runs[runs["kind"] == "trial"].index) == {f"trial {number:04d}" for number in range(8)}
     assert (runs.loc[runs["kind"] == "trial", "parent"] == "search-1").all()
     assert (runs["kind"] == "baseline").sum() == 4
     states = {"finished": "FINISHED", "stopped": "KILLED"}
     for trial in result.trials.to_dict(orient="records"):
         run = runs.loc[f"trial {trial['number']:04d}"]
         assert run["status"] == states[trial["state"]]
-        assert run["val/improvement"] == pytest.approx(trial["improvement"])
+        assert run["objective"] == run["val/improvement"] == pytest.approx(trial["improvement"])
         assert run["val/sold/roc_auc"] == pytest.approx(trial["sold/roc_auc"])
         assert float(run["training.optimiser.learning_rate"]) == trial["training.optimiser.learning_rate"]
     assert runs.loc["search-1", "test/improvement"] == pytest.approx(result.improvement)
@@ -217,18 +217,30 @@ def curves(study: Study) -> dict[int, list[int]]:
     trials = runs[runs["kind"] == "trial"]
     return {
         int(name.removeprefix("trial ")): sorted(
-            point.step for point in client.get_metric_history(run_id, "curve/val/loss")
+            point.step for point in client.get_metric_history(run_id, "progress/val/loss")
         )
         for run_id, name in trials["run"].items()
     }
 
 
-def test_progress_counts_trials_and_shows_each_tasks_best(whole):
+def test_progress_counts_trials_and_shows_what_the_best_one_reached(whole):
     _, result, seen = whole
-    assert [completed for completed, _ in seen.steps] == list(range(7))
+    assert [completed for completed, _ in seen.steps] == list(range(9))
     assert seen.steps[-1][1].startswith(f"{(result.trials['state'] == 'finished').sum()} done")
-    assert seen.bests[-1]["price/rmse"] == result.trials["price/rmse"].min()
-    assert seen.bests[-1]["improvement"] == pytest.approx(result.trials["improvement"].max())
+    best = result.trials.iloc[0]
+    assert seen.bests[-1]["price/rmse"] == best["price/rmse"]
+    assert seen.bests[-1]["improvement"] == pytest.approx(best["improvement"])
+
+
+def test_plots_of_the_search_are_among_its_artifacts(whole):
+    from mlflow.tracking import MlflowClient
+
+    from polyshot.tracking.store import resolve
+
+    study, result, _ = whole
+    artifacts = MlflowClient(resolve(study).uri).list_artifacts(result.mlflow_id, "plots")
+    names = {Path(artifact.path).stem for artifact in artifacts}
+    assert names == {"search_history", "parameter_importances", "learning_curves", "improvement"}
 
 
 def test_a_search_whose_budget_is_used_returns_what_it_found_at_once(whole):
@@ -242,13 +254,13 @@ def test_a_search_whose_budget_is_used_returns_what_it_found_at_once(whole):
 
 def test_a_larger_budget_goes_on(whole):
     study, result, _ = whole
-    larger = search(study.with_values({"search.trials": 8}))
+    larger = search(study.with_values({"search.trials": 10}))
     assert larger.folder == result.folder
     before = result.trials.set_index("number").sort_index()
     after = larger.trials.set_index("number").sort_index()
-    assert list(after.index) == list(range(8))
+    assert list(after.index) == list(range(10))
     pd.testing.assert_frame_equal(after.loc[before.index, before.columns], before, check_dtype=False)
-    assert after["training.optimiser.learning_rate"].nunique() == 8
+    assert after["training.optimiser.learning_rate"].nunique() == 10
 
 
 # --- what searches survive -------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def test_one_task_has_no_weights_to_search():
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
 @pytest.mark.parametrize("space", SPACES)
 def test_every_space_makes_valid_studies_that_differ(space, optimiser):
-    base = study(3, search={"spaces": [space]}, training={"optimiser": {"kind": optimiser}})
+    base = study(4, search={"spaces": [space]}, training={"optimiser": {"kind": optimiser}})
     check_space(base)
     values = build_space(base)
     studies = [base.with_values(values(trial)) for trial in random_trials(10)]

@@ -27,6 +27,7 @@ SCHEMES: dict[str, dict[str, object]] = {
     "soft": {"strength": 0.1},
     "cross_stitch": {"own_share": 0.7},
     "hierarchical": {},  # depths name the tasks of the mix
+    "grouped": {},  # groups name them too
     "attention": {},
     "mmoe": {"experts": 3},
     "cgc": {"shared_experts": 2, "task_experts": 2},
@@ -39,7 +40,7 @@ MIXES = {  # number of classes; 1 is regression
     "all": [1, 3, 2, 1, 4, 3, 2],
 }
 LAYERED = ["cross_stitch", "hierarchical", "attention", "ple"]
-PLAIN_WHEN_ALONE = ["hard", "soft", "cross_stitch", "hierarchical"]
+PLAIN_WHEN_ALONE = ["hard", "soft", "cross_stitch", "hierarchical", "grouped"]
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +62,9 @@ def make(scheme: str, classes: list[int], seed: int = 0, **encoder: object) -> t
     settings = {"kind": scheme, **SCHEMES[scheme]}
     if scheme == "hierarchical":
         settings["depths"] = {"t0": 1} if len(classes) == 1 else {f"t{i}": 1 + i % 2 for i in range(len(classes) - 1)}
+    if scheme == "grouped":  # the first task alone, the others in turn in two groups
+        names = list(tasks)
+        settings["groups"] = [group for group in ([names[0]], names[1::2], names[2::2]) if group]
     values = {
         "name": "test",
         "seed": seed,
@@ -198,6 +202,8 @@ def test_a_real_run_brings_the_loss_down_and_resumes_exactly(scheme):
     values = {"model.sharing.kind": scheme, "training.epochs": 3, "training.optimiser.learning_rate": 0.02}
     if scheme == "hierarchical":
         values["model.sharing.depths.price"] = 1
+    if scheme == "grouped":
+        values["model.sharing.groups"] = [["sold"], ["region", "price"]]
     study = make_study(values)
     prepared = make_prepared(study)
     run = TrainingRun(study, prepared)
@@ -257,6 +263,14 @@ def reference_hierarchical(sharing, x, study):
     return [read[study.model.sharing.depths.get(task, 3) - 1] for task in study.tasks]
 
 
+def reference_grouped(sharing, x, study):
+    """In the order of the model: groups of several tasks, then of one."""
+    groups = sorted(study.model.sharing.groups, key=lambda group: len(group) == 1)
+    copies = [(stacked, copy) for stacked in sharing.encoders for copy in range(stacked.copies)]
+    read = {task: expert(*copies[place], x) for place, group in enumerate(groups) for task in group}
+    return [read[task] for task in study.tasks]
+
+
 def reference_attention(sharing, x, study):
     representations = []
     for task, _ in enumerate(study.tasks):
@@ -308,6 +322,7 @@ REFERENCES = {
     "soft": reference_soft,
     "cross_stitch": reference_cross_stitch,
     "hierarchical": reference_hierarchical,
+    "grouped": reference_grouped,
     "attention": reference_attention,
     "mmoe": reference_mmoe,
     "cgc": reference_cgc,

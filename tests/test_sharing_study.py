@@ -13,6 +13,7 @@ from helpers_training import make_prepared, make_study
 
 from polyshot.errors import StudyError
 from polyshot.models.multitask import build_model
+from polyshot.search_spaces.groupings import groupings
 from polyshot.search_spaces.sharing import sharing
 from polyshot.study import Study
 from polyshot.training.loop import TrainingRun
@@ -67,6 +68,14 @@ def test_a_study_that_says_nothing_shares_hard():
         ({"kind": "hierarchical", "depths": {"prise": 1}}, "model.sharing.depths.prise", "Did you mean 'price'?"),
         ({"kind": "hierarchical", "depths": {"price": 3}}, "model.sharing.depths.price", "has 2 layers, got 3"),
         ({"kind": "ple", "levels": 3}, "model.sharing.levels", "it has 2, got 3 levels"),
+        ({"kind": "grouped"}, "model.sharing.groups", "'groups' is missing"),
+        ({"kind": "grouped", "groups": [["price", "sold"]]}, "model.sharing.groups", "'region' is in none of them"),
+        ({"kind": "grouped", "groups": [["prise"]]}, "model.sharing.groups", "Did you mean 'price'?"),
+        (
+            {"kind": "grouped", "groups": [["price", "sold", "price"]]},
+            "model.sharing.groups",
+            "'price' stands in them 2",
+        ),
     ],
 )
 def test_a_mistake_names_its_place_and_the_mend(values, place, words):
@@ -103,6 +112,43 @@ def test_the_loop_descends_the_penalty_with_the_losses():
 
     apart, together = map(distance_after_training, [0.0, 10.0])
     assert apart > 20 * together > 0
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_have_no_influence_on_each_other():
+    """Whatever a task of another group learns from, its own group's predictions stay the same to the last bit."""
+    groups = {"model.sharing": {"kind": "grouped", "groups": [["price", "region"], ["sold"]]}, "training.epochs": 2}
+    outputs = []
+    for flip in (1.0, -1.0):
+        study = make_study(groups)
+        prepared = make_prepared(study)
+        prepared.train.targets[:, 1] = (0.5 + flip * (prepared.train.targets[:, 1] - 0.5)) * prepared.train.mask[:, 1]
+        run = TrainingRun(study, prepared)
+        list(run.epochs())
+        outputs.append([run.outputs(prepared.test)[:, columns] for columns in run.model.layout.columns])
+    (price, sold, region), (price_after, sold_after, region_after) = outputs
+    assert torch.equal(price, price_after)
+    assert torch.equal(region, region_after)
+    assert not torch.allclose(sold, sold_after)
+
+
+@pytest.mark.parametrize(("most", "partitions"), [(4, 15), (2, 8)])
+def test_the_space_of_groupings_draws_every_partition_once_and_within_the_number_of_groups(most, partitions):
+    tasks = {name: {"kind": "regression"} for name in "abcd"}
+    study = make_study(tasks=tasks)
+    if most == 2:
+        study = study.with_values({"model.sharing": {"kind": "grouped", "groups": [["a", "b", "c"], ["d"]]}})
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    search = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    found: dict[frozenset, set] = {}
+    for _ in range(300):
+        trial = search.ask()
+        sharing = study.with_values(groupings(trial, study)).model.sharing
+        found.setdefault(frozenset(map(frozenset, sharing.groups)), set()).add(frozenset(trial.params.items()))
+    assert len(found) == partitions  # the Bell number of 4; S(4, 1) + S(4, 2)
+    assert all(len(drawn) == 1 for drawn in found.values()), "two suggestions mean the same grouping"
 
 
 # --- the search space ------------------------------------------------------------------------------------------------

@@ -171,6 +171,6 @@ def test_reading_a_study_loads_no_heavy_library(tmp_path):
 
 def test_a_single_task_study_is_split_as_the_study_it_comes_from(tmp_path):
     study = load(tmp_path, MINIMAL)
-    assert study.stratified_by == study.single_task("read").stratified_by == "passed"
-    assert study.with_values({"data.group": "school"}).single_task("read").stratified_by is None
-    assert study.with_values({"data.split.stratify": False}).stratified_by is None
+    assert study.stratified_by == study.single_task("read").stratified_by == ["passed"]
+    assert study.with_values({"data.group": "school"}).single_task("read").stratified_by == []
+    assert study.with_values({"data.split.stratify": False}).stratified_by == []

@@ -28,11 +28,6 @@ CANARY = "kanarienvogel"
 PATIENCE = 180.0  # of tests on a busy machine
 
 
-@pytest.fixture(autouse=True)
-def no_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
 def study_in(storage: Path, name: str = "probe", **sections: object) -> Study:
     return Study.from_dict(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -47,7 +48,12 @@ def test_the_table_sets_each_task_beside_its_baseline(trained):
         assert row.improvement == pytest.approx(sign * (row.multi_task - row.single_task) / row.single_task)
     test = table[table["split"] == "test"]
     assert result.improvement == pytest.approx(test["improvement"].mean())
-    assert result.hurt == list(test[test["improvement"] < 0].sort_values("improvement")["task"])
+    low, high = result.interval
+    assert low < result.improvement < high
+    for row in table.itertuples():
+        assert row.low < row.improvement < row.high
+        assert row.verdict == ("helped" if row.low > 0 else "hurt" if row.high < 0 else "within noise")
+    assert result.hurt == list(test[test["verdict"] == "hurt"].sort_values("improvement")["task"])
 
 
 def test_the_model_has_learnt_and_errs_in_the_target_s_own_units(trained):
@@ -81,6 +87,9 @@ def test_mlflow_has_one_parent_and_one_child_per_baseline_that_says_what_differs
     assert table.loc["train-1", "val/price/rmse"] == pytest.approx(validation["multi_task"])
     assert table.loc["baseline-price", "val/price/rmse"] == pytest.approx(validation["single_task"])
     assert table.loc["train-1", "test/improvement"] == pytest.approx(result.improvement)
+    ends = ["test/improvement_low", "test/improvement_high"]
+    assert tuple(table.loc["train-1", ends]) == pytest.approx(result.interval)
+    assert table.loc["train-1", "val/price/improvement_low"] == pytest.approx(validation["low"])
 
     from mlflow import MlflowClient
 
@@ -89,9 +98,11 @@ def test_mlflow_has_one_parent_and_one_child_per_baseline_that_says_what_differs
     children = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{result.mlflow_id}'")
     assert len(children) == 2
     assert parent.data.params["training.epochs"] == "40"
+    verdicts = result.metrics.query("split == 'test'").set_index("task")["verdict"]
+    assert {task: parent.data.tags[f"verdict.{task}"] for task in verdicts.index} == verdicts.to_dict()
     for child in children:
         assert "training.epochs" not in child.data.params
-    curve = client.get_metric_history(result.mlflow_id, "curve/val/loss")
+    curve = client.get_metric_history(result.mlflow_id, "progress/val/loss")
     assert [point.step for point in curve] == list(range(1, len(result.curves) + 1))
     artifacts = {file.path for file in client.list_artifacts(result.mlflow_id)}
     assert {"study.yaml", "metrics.json", "plots"} <= artifacts
@@ -122,15 +133,21 @@ def test_a_second_run_takes_its_baselines_from_the_cache_and_gives_the_same_metr
     again = polyshot.train(Study.load("study.yaml"))
     assert again.folder.name == "train-2"
     pd.testing.assert_frame_equal(again.metrics, result.metrics)
+    assert again.interval == result.interval
     assert {path: path.stat().st_mtime for path in cached} == cached
 
 
 def test_the_command_prints_the_table_the_verdict_and_what_to_do_next(polyshot, houses):
     shown = polyshot("train", houses)
     assert shown.code == 0, shown.err
-    for words in ("price", "rmse", "single task", "multi task", "Δm on test", "polyshot predict"):
+    for words in ("price", "rmse", "single task", "multi task", "Δm on test", "95 % interval", "polyshot predict"):
         assert words in shown.out
     assert "Traceback" not in shown.err
+    rows = json.loads((houses.parent / "polyshot-runs/houses/train-1/metrics.json").read_text())
+    words = {"helped": "Better than alone:", "hurt": "Worse than alone (negative transfer):"}
+    for row in rows[2:]:
+        [said] = [line for line in shown.out.splitlines() if line.endswith(".") and f" {row['task']}" in line]
+        assert said.startswith(words.get(row["verdict"], "Neither, within noise:"))
 
     predicted = polyshot("predict", "houses", "houses.csv")
     assert predicted.code == 0, predicted.err
@@ -139,6 +156,21 @@ def test_the_command_prints_the_table_the_verdict_and_what_to_do_next(polyshot, 
 
     table = polyshot("compare", houses, "--json").json()
     assert {row["kind"] for row in table} == {"train", "baseline"}
+
+
+def test_other_rows_under_the_same_study_get_baselines_of_their_own(houses, monkeypatch):
+    monkeypatch.chdir(houses.parent)
+    study = Study.load(houses).with_values({"training.epochs": 2, "tracking.models": False})
+    alone = [polyshot.train(study, table=learnable_table(seed=seed)).metrics["single_task"] for seed in (0, 1)]
+    assert (alone[0] != alone[1]).all()
+
+
+def test_intervals_are_over_groups_where_rows_belong_to_groups(polyshot, houses):
+    shown = polyshot("train", houses, "--json", "--set", "data.group=street", "--set", "training.epochs=3")
+    rows = polyshot("train", houses, "--set", "data.group=street", "--set", "training.epochs=3")
+    assert "over test groups of 'street'" in rows.out
+    low, high = shown.json()["interval"]
+    assert low < shown.json()["improvement"] < high
 
 
 def test_json_output_is_for_machines(polyshot, houses):

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from polyshot.display import Display
     from polyshot.study import Study
+    from polyshot.verbs.search import SearchResult
+    from polyshot.verbs.train import TrainResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -108,6 +110,7 @@ def train(
         _print_json(
             {
                 "improvement": result.improvement,
+                "interval": list(result.interval),
                 "hurt": result.hurt,
                 "metrics": result.metrics.to_dict(orient="records"),
                 "folder": str(result.folder),
@@ -117,7 +120,7 @@ def train(
         return
     console = _console()
     _print_comparison(console, result.metrics)
-    _print_verdict(console, result.improvement, result.hurt)
+    _print_verdict(console, study, result)
     _print_next(console, study, result.folder)
 
 
@@ -141,6 +144,7 @@ def search(
         _print_json(
             {
                 "improvement": result.improvement,
+                "interval": list(result.interval),
                 "hurt": result.hurt,
                 "best_values": result.best_values,
                 "metrics": result.metrics.to_dict(orient="records"),
@@ -153,7 +157,7 @@ def search(
     console = _console()
     _print_table(console, result.trials.head(10).dropna(axis=1, how="all"), "best trials")
     _print_comparison(console, result.metrics)
-    _print_verdict(console, result.improvement, result.hurt)
+    _print_verdict(console, study, result)
     _print_next(console, study, result.folder)
 
 
@@ -300,12 +304,25 @@ def _print_table(console: Console, table: pd.DataFrame, title: str) -> None:
     from rich.table import Table
 
     shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in table.columns:
+    for name, words in zip(table.columns, _short(table.columns), strict=True):
         justify = "right" if table[name].dtype.kind in "if" else "left"
-        shown.add_column(str(name), justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        shown.add_column(words, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in table.itertuples(index=False):
         shown.add_row(*(_word(value) for value in row))
     console.print(shown)
+
+
+def _short(names: Iterable[str]) -> list[str]:
+    """Each dotted key by its last parts, as many as tell it from the others: `read.weight`, `learning_rate`."""
+    parts = [str(name).split(".") for name in names]
+    return [
+        next(
+            ".".join(own[-length:])
+            for length in range(1, len(own) + 1)
+            if sum(other[-length:] == own[-length:] for other in parts) == 1 or length == len(own)
+        )
+        for own in parts
+    ]
 
 
 def _word(value: Any) -> str:
@@ -316,8 +333,8 @@ def _word(value: Any) -> str:
 
 def _print_comparison(console: Console, metrics: pd.DataFrame) -> None:
     table = metrics.copy()
-    if "improvement" in table:
-        table["improvement"] = [_percent(value) for value in table["improvement"]]
+    for name in {"improvement", "low", "high"} & set(table):
+        table[name] = [_percent(value) for value in table[name]]
     _print_table(console, table.rename(columns=lambda name: name.replace("_", " ")), "")
 
 
@@ -325,12 +342,24 @@ def _percent(fraction: float) -> str:
     return "–" if fraction != fraction else f"{100 * fraction:+.2f} %"
 
 
-def _print_verdict(console: Console, improvement: float, hurt: list[str]) -> None:
-    if improvement != improvement:
+def _print_verdict(console: Console, study: Study, result: TrainResult | SearchResult) -> None:
+    """Δm, and of each task whether learning together helped or hurt it, or cannot be told from the test rows."""
+    from polyshot.results import tasks_by_verdict
+
+    if result.improvement != result.improvement:
         return
-    console.print(f"\nΔm on test: {_percent(improvement)} over learning each task alone.")
-    if hurt:
-        console.print(f"Worse than alone (negative transfer): {', '.join(hurt)}.")
+    (low, high), drawn = result.interval, f"groups of '{study.data.group}'" if study.data.group else "rows"
+    interval = f" (95 % interval {_percent(low)} to {_percent(high)}, over test {drawn})" if low == low else ""
+    console.print(f"\nΔm on test: {_percent(result.improvement)} over learning each task alone{interval}.")
+    sentences = {
+        "Better than alone": tasks_by_verdict(result.metrics, "helped")[::-1],
+        "Worse than alone (negative transfer)": result.hurt,
+        "Neither, within noise": tasks_by_verdict(result.metrics, "within noise"),
+        "Too few test rows to tell": tasks_by_verdict(result.metrics, "unknown"),
+    }
+    for words, tasks in sentences.items():
+        if tasks:
+            console.print(f"{words}: {', '.join(tasks)}.")
 
 
 def _print_next(console: Console, study: Study, folder: Path) -> None:

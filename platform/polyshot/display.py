@@ -77,7 +77,7 @@ class Display(Progress):
 
     def best(self, values: dict[str, float]) -> None:
         if self._plain and values != self._best:
-            self._console.print("best so far: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+            self._console.print("best trial: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         self._best = values
         self._refresh()
 
@@ -90,6 +90,6 @@ class Display(Progress):
         if not self._best:
             self._live.update(self._bars)
             return
-        table = Table("best so far", *self._best, box=None, padding=(0, 2))
+        table = Table("best trial", *self._best, box=None, padding=(0, 2))
         table.add_row("", *(f"{value:.4g}" for value in self._best.values()))
         self._live.update(Group(self._bars, table))

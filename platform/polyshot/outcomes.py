@@ -1,7 +1,7 @@
 """What runs log and under which names: learning curves, final metrics, baselines. The verbs share it.
 
-Curves are `curve/…`, apart from the final values (`val/<task>/<metric>`, `test/…`) that runs are compared by: MLflow's
-table shows the last value of a metric, and the last epoch is seldom the one that is kept.
+Curves are `progress/…`, apart from the final values (`val/<task>/<metric>`, `test/…`) that runs are compared by:
+MLflow's table shows the last value of a metric, and the last epoch is seldom the one that is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from polyshot.tracking.tracker import Run, Tracker
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from polyshot.training.baselines import Baseline
+    from polyshot.training.bootstrap import Intervals
     from polyshot.training.loop import Epoch
 
 _SHORT = {"validation": "val", "test": "test"}
@@ -20,13 +23,30 @@ _SHORT = {"validation": "val", "test": "test"}
 
 def curve(epoch: Epoch) -> dict[str, float]:
     """An epoch's metrics under the names of learning curves."""
-    return {f"curve/{name}": value for name, value in epoch.metrics.items()} | {"curve/epoch_seconds": epoch.seconds}
+    metrics = epoch.metrics | {"epoch_seconds": epoch.seconds}
+    return {f"progress/{name}": value for name, value in metrics.items()}
 
 
 def log_outcome(run: Run, splits: Mapping[str, Mapping[str, float]], improvement: Mapping[str, float]) -> None:
     """The final metrics of a run: `val/<task>/<metric>`, `test/…`, and Δm as `val/improvement`, `test/improvement`."""
     metrics = {f"{_SHORT[split]}/{name}": value for split, values in splits.items() for name, value in values.items()}
     run.log_metrics(metrics | {f"{_SHORT[split]}/improvement": value for split, value in improvement.items()})
+
+
+def log_verdicts(run: Run, comparison: pd.DataFrame, intervals: Mapping[str, Intervals]) -> None:
+    """Each task's improvement, `test/<task>/improvement` (`val/…`), and the ends of its interval (`…_low`, `…_high`).
+
+    The ends of Δm are `test/improvement_low` and `…_high`; the verdicts on test are tags, `verdict.<task>`.
+    """
+    metrics: dict[str, float] = {}
+    for row in comparison.to_dict(orient="records"):
+        name = f"{_SHORT[row['split']]}/{row['task']}/improvement"
+        metrics |= {name: row["improvement"], f"{name}_low": row["low"], f"{name}_high": row["high"]}
+    for split, interval in intervals.items():
+        name = f"{_SHORT[split]}/improvement"
+        metrics |= {f"{name}_low": interval.delta_m.low, f"{name}_high": interval.delta_m.high}
+    run.log_metrics(metrics)
+    run.set_tags({f"verdict.{task}": interval.verdict for task, interval in intervals["test"].tasks.items()})
 
 
 def log_baseline(tracker: Tracker, parent: Run, key: str, params: Mapping[str, Any], baseline: Baseline) -> None:

@@ -16,7 +16,7 @@ class Progress:
         """The activity has ended."""
 
     def best(self, values: dict[str, float]) -> None:
-        """The best values found so far, by metric name."""
+        """What the best trial so far has reached, by metric name."""
 
     def note(self, text: str) -> None:
         """Something that the user should read and that is not an error."""

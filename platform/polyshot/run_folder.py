@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -107,10 +108,16 @@ def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
+    """As `write_atomically`."""
+    write_atomically(path, lambda file: file.write(json.dumps(value, indent=2).encode()))
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Have `write` fill the file: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    with partial.open("wb") as file:
+        write(file)
     partial.replace(path)
 
 

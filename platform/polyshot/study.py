@@ -78,26 +78,20 @@ class Split(Section):
 ColumnKind = Literal["numeric", "categorical", "boolean", "date"]
 
 
-class Data(Section):
-    """The table: one row per example, one column per feature or target."""
+class Source(Section):
+    """Where a table is."""
 
-    source: str = Field(
+    source: str | None = Field(
+        None,
         min_length=1,
         description="A CSV or Parquet file, a folder or a glob of them (relative to the study file), or "
-        "`package.module:function` that returns a pandas DataFrame.",
+        "`package.module:function` that returns a pandas DataFrame. Every task has one of its own or shares `data`'s.",
     )
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of the source function.")
-    features: list[str] | None = Field(
-        None, description="Columns to learn from; by default all but targets, `group` and `ignore`."
-    )
-    ignore: list[str] = Field([], description="Columns to leave out of the features.")
-    columns: dict[str, ColumnKind] = Field({}, description="Kinds of columns that should not be inferred.")
-    group: str | None = Field(None, description="A column whose rows stay together in one split (a school, a patient).")
-    split: Split = Field(default_factory=Split)
 
     @property
     def is_function(self) -> bool:
-        return bool(re.match(OBJECT_PATH, self.source))
+        return self.source is not None and bool(re.match(OBJECT_PATH, self.source))
 
     @model_validator(mode="after")
     def _arguments_need_a_function(self) -> Self:
@@ -106,13 +100,34 @@ class Data(Section):
         return self
 
 
+class Data(Source):
+    """The table: one row per example, one column per feature or target."""
+
+    features: list[str] | None = Field(
+        None, description="Columns to learn from; by default all but targets, `group` and `ignore`."
+    )
+    ignore: list[str] = Field([], description="Columns to leave out of the features.")
+    columns: dict[str, ColumnKind] = Field({}, description="Kinds of columns that should not be inferred.")
+    group: str | None = Field(None, description="A column whose rows stay together in one split (a school, a patient).")
+    split: Split = Field(default_factory=Split)
+
+
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-class TaskSection(Section):
+class TaskSection(Source):
     target: str | None = Field(None, description="The target's column; by default the task's name.")
     weight: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Task weight; weights are normalised so that they sum to 1."
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="Rows of this task in a batch, where `training.sampling` is of tasks; by default all."
+    )
+    sampling_weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="How often it is drawn, relative to others, by `weighted` sampling."
+    )
+    learning_rate_factor: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Of the learning rate, for the parameters that only this task has."
     )
 
 
@@ -199,6 +214,15 @@ class HierarchicalSharing(Section):
     )
 
 
+class GroupedSharing(Section):
+    """One encoder for each group of tasks; what `polyshot affinity` proposes and the space `groupings` searches."""
+
+    kind: Literal["grouped"]
+    groups: list[Annotated[list[str], Field(min_length=1)]] = Field(
+        min_length=1, description="The tasks of each group; every task is in one."
+    )
+
+
 class AttentionSharing(Section):
     """One encoder, and a soft mask per task over the features of each of its layers (MTAN, Liu 2019)."""
 
@@ -234,6 +258,7 @@ Sharing = Annotated[
     | Annotated[SoftSharing, Tag("soft")]
     | Annotated[CrossStitchSharing, Tag("cross_stitch")]
     | Annotated[HierarchicalSharing, Tag("hierarchical")]
+    | Annotated[GroupedSharing, Tag("grouped")]
     | Annotated[AttentionSharing, Tag("attention")]
     | Annotated[MMoESharing, Tag("mmoe")]
     | Annotated[CGCSharing, Tag("cgc")]
@@ -459,11 +484,77 @@ class EarlyStopping(Section):
     patience: int = Field(10, ge=1, description="Epochs without a better validation loss before training stops.")
 
 
+class RowSampling(Section):
+    """Every row once an epoch, whichever labels it has."""
+
+    kind: Literal["rows"] = "rows"
+
+
+class JointSampling(Section):
+    """Every batch has rows of every task, each in a batch size of its own; small tasks are gone through repeatedly."""
+
+    kind: Literal["joint"]
+
+
+class ProportionalSampling(Section):
+    """Batches of one task each, as many of a task as it has."""
+
+    kind: Literal["proportional"]
+
+
+class TemperatureSampling(Section):
+    """Batches of one task each, drawn in proportion to n^(1/temperature) (Arivazhagan 2019)."""
+
+    kind: Literal["temperature"]
+    temperature: float = Field(
+        5.0, ge=1, allow_inf_nan=False, description="1 is proportional to the tasks' sizes; large is uniform."
+    )
+
+
+class UniformSampling(Section):
+    """Batches of one task each, equally many of all."""
+
+    kind: Literal["uniform"]
+
+
+class WeightedSampling(Section):
+    """Batches of one task each, in proportion to the tasks' `sampling_weight`."""
+
+    kind: Literal["weighted"]
+
+
+class RoundRobinSampling(Section):
+    """Batches of one task each, in turn."""
+
+    kind: Literal["round_robin"]
+
+
+class DynamicSampling(Section):
+    """Batches of one task each, more of the tasks whose training loss has fallen least since the first epoch."""
+
+    kind: Literal["dynamic"]
+    strength: float = Field(1.0, ge=0, allow_inf_nan=False, description="Exponent of that ratio; 0 is uniform.")
+
+
+Sampling = Annotated[
+    Annotated[RowSampling, Tag("rows")]
+    | Annotated[JointSampling, Tag("joint")]
+    | Annotated[ProportionalSampling, Tag("proportional")]
+    | Annotated[TemperatureSampling, Tag("temperature")]
+    | Annotated[UniformSampling, Tag("uniform")]
+    | Annotated[WeightedSampling, Tag("weighted")]
+    | Annotated[RoundRobinSampling, Tag("round_robin")]
+    | Annotated[DynamicSampling, Tag("dynamic")],
+    _kind_or("rows"),
+]
+
+
 class Training(Section):
     """One run's budget and optimisation. The epoch with the best validation loss is the one that is kept."""
 
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(256, ge=1, description="Rows per update, over all workers together.")
+    sampling: Sampling = Field(default_factory=RowSampling)
     optimiser: Optimiser = Field(default_factory=AdamW)
     schedule: Schedule = Field(default_factory=Schedule)
     early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping, description="`null` trains all epochs.")
@@ -496,6 +587,175 @@ class Scale(Section):
         if self.engine == "process" and self.workers > 1:
             raise ValueError(f"engine 'process' has one worker, workers is {self.workers}; use engine 'ray' or 'auto'")
         return self
+
+
+# --- meta-learning ---------------------------------------------------------------------------------------------------
+
+
+class EncoderNetwork(Section):
+    """The study's `model.encoder`, for rows of numbers."""
+
+    kind: Literal["encoder"] = "encoder"
+
+
+class CNN4(Section):
+    """Convolutions that each halve an image, as in the few-shot papers (Vinyals 2016)."""
+
+    kind: Literal["cnn4"]
+    width: int = Field(64, ge=1, description="Channels of each convolution.")
+    layers: int = Field(4, ge=1, description="Number of convolutions.")
+    downsample: Literal["stride", "max_pool"] = Field("stride", description="How they halve the image.")
+
+
+Network = Annotated[Annotated[EncoderNetwork, Tag("encoder")] | Annotated[CNN4, Tag("cnn4")], _kind_or("encoder")]
+
+
+class GroupEpisodes(Section):
+    """Each value of `data.group` is a task (a school, a patient); the splits of `data` keep groups apart."""
+
+    kind: Literal["groups"] = "groups"
+    task: str | None = Field(None, description="Which of the study's tasks is learnt; by default the first.")
+    support: int = Field(5, ge=1, description="Rows of a group to adapt to.")
+    query: int = Field(15, ge=1, description="Rows of a group that adaptation is trained to serve.")
+
+
+class ClassEpisodes(Section):
+    """Few-shot classification: each task is to tell some classes apart, which are of one split only."""
+
+    kind: Literal["classes"]
+    source: str = Field(
+        min_length=1,
+        description="`omniglot`, or `package.module:function` that returns inputs [R, ...] and their labels [R].",
+    )
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the source function.")
+    ways: int = Field(5, ge=2, description="Classes of a task.")
+    shots: int = Field(1, ge=1, description="Rows of each class to adapt to.")
+    query: int = Field(1, ge=1, description="Rows of each class that adaptation is trained to serve.")
+    test_query: int = Field(1, ge=1, description="Rows of each class that validation and test tasks are judged by.")
+    rotations: bool = Field(False, description="Images turned by 90, 180 and 270 degrees are classes of their own.")
+    validation: float | int = Field(0.15, gt=0, description="Classes kept for validation: a fraction, or their number.")
+    test: float | int = Field(0.2, gt=0, description="Classes kept for the final test: a fraction, or their number.")
+    seed: int = Field(0, ge=0, description="Seed of the split of classes.")
+
+
+class SinusoidEpisodes(Section):
+    """Sine waves of random amplitude and phase (Finn 2017)."""
+
+    kind: Literal["sinusoids"]
+    support: int = Field(10, ge=1, description="Points of a wave to adapt to.")
+    query: int = Field(10, ge=1, description="Points that adaptation is trained to serve.")
+    test_query: int = Field(100, ge=1, description="Points that validation and test waves are judged by.")
+
+
+MetaEpisodes = Annotated[
+    Annotated[GroupEpisodes, Tag("groups")]
+    | Annotated[ClassEpisodes, Tag("classes")]
+    | Annotated[SinusoidEpisodes, Tag("sinusoids")],
+    _kind_or("groups"),
+]
+
+
+class GradientAdaptation(Section):
+    """What the learners that adapt by gradient steps have in common."""
+
+    rate: float = Field(
+        0.01, gt=0, allow_inf_nan=False, description="Size of a step (α); where it is learnt, at first."
+    )
+    steps: int = Field(5, ge=1, description="Steps within a task while meta-training.")
+
+
+class MAMLLearner(GradientAdaptation):
+    """Weights from which a few gradient steps lead far (Finn 2017), with the refinements of MAML++ (Antoniou 2019)."""
+
+    kind: Literal["maml"] = "maml"
+    per_step_rates: bool = Field(False, description="A learnt step size for every step and layer (LSLR of MAML++).")
+    multi_step_loss: bool = Field(
+        False, description="Count the loss after every step, the last one more and more (MSL of MAML++)."
+    )
+
+
+class FirstOrderMAMLLearner(GradientAdaptation):
+    """MAML without the second derivatives (Finn 2017)."""
+
+    kind: Literal["first_order_maml"]
+
+
+class ANILLearner(GradientAdaptation):
+    """MAML that adapts the head only; the body is meta-learnt (Raghu 2020)."""
+
+    kind: Literal["anil"]
+
+
+class MetaSGDLearner(GradientAdaptation):
+    """MAML with a learnt step size for every weight (Li 2017)."""
+
+    kind: Literal["meta_sgd"]
+
+
+class MetaCurvatureLearner(GradientAdaptation):
+    """MAML whose gradients are transformed by learnt matrices, one for each axis of a weight (Park & Oliva 2019)."""
+
+    kind: Literal["meta_curvature"]
+
+
+class ReptileLearner(GradientAdaptation):
+    """Weights drawn towards what tasks make of them (Nichol 2018)."""
+
+    kind: Literal["reptile"]
+
+
+class ProtoNetLearner(Section):
+    """The nearest mean of a class in feature space (Snell 2017); classification only."""
+
+    kind: Literal["protonet"]
+
+
+class RidgeLearner(Section):
+    """Ridge regression on features, solved in closed form (R2D2, Bertinetto 2019)."""
+
+    kind: Literal["ridge"]
+    penalty: float = Field(1.0, gt=0, allow_inf_nan=False, description="λ at first; it is learnt.")
+
+
+MetaLearner = Annotated[
+    Annotated[MAMLLearner, Tag("maml")]
+    | Annotated[FirstOrderMAMLLearner, Tag("first_order_maml")]
+    | Annotated[ANILLearner, Tag("anil")]
+    | Annotated[MetaSGDLearner, Tag("meta_sgd")]
+    | Annotated[MetaCurvatureLearner, Tag("meta_curvature")]
+    | Annotated[ReptileLearner, Tag("reptile")]
+    | Annotated[ProtoNetLearner, Tag("protonet")]
+    | Annotated[RidgeLearner, Tag("ridge")],
+    _kind_or("maml"),
+]
+
+
+class Meta(Section):
+    """Meta-learning: from what tasks and how a model is learnt that adapts to a new task from a few labelled rows."""
+
+    episodes: MetaEpisodes = Field(default_factory=GroupEpisodes)
+    network: Network = Field(default_factory=EncoderNetwork)
+    learner: MetaLearner = Field(default_factory=MAMLLearner)
+    engine: Literal["auto", "vectorised", "learn2learn"] = Field(
+        "auto",
+        description="`vectorised`: all tasks of a batch at once; `learn2learn`: one after another by its own loop; "
+        "`auto`: vectorised wherever that can be done.",
+    )
+    compile: Literal["auto", "always", "never"] = Field(
+        "auto", description="Compile the vectorised engine; `auto`: where the iterations to come repay it."
+    )
+    iterations: int = Field(10_000, ge=1, description="Updates of the meta-weights.")
+    tasks_per_batch: int = Field(16, ge=1, description="Tasks of an update, over all workers together.")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Of Adam on the meta-weights.")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="Of the learning rate, over all iterations.")
+    clip_norm: float | None = Field(None, gt=0, description="Largest norm of a meta-gradient.")
+    validate_every: int = Field(500, ge=1, description="Iterations between two looks at the validation tasks.")
+    validation_tasks: int = Field(200, ge=1, description="Validation tasks, the same ones each time.")
+    test_tasks: int = Field(600, ge=2, description="Test tasks of the final evaluation.")
+    test_steps: int = Field(10, ge=1, description="Steps of the adaptation curve of the final evaluation.")
+    early_stopping: EarlyStopping | None = Field(
+        None, description="Patience in looks at the validation tasks; `null` trains all iterations."
+    )
 
 
 # --- search and tracking ---------------------------------------------------------------------------------------------
@@ -544,7 +804,7 @@ class Search(Section):
 
     spaces: list[str] = Field(
         ["task_weights", "optimisation"],
-        description="Named search spaces (task_weights, architecture, optimisation, sharing, balancing) or "
+        description="Named search spaces (task_weights, architecture, optimisation, sharing, groupings, balancing) or "
         "`package.module:function`.",
     )
     space: dict[str, Distribution] = Field({}, description="Distributions by dotted key of this study.")
@@ -592,6 +852,7 @@ class Study(Section):
     balance: Balance = Field(default_factory=FixedBalance)
     training: Training = Field(default_factory=Training)
     scale: Scale = Field(default_factory=Scale)
+    meta: Meta = Field(default_factory=Meta)
     search: Search = Field(default_factory=Search)
     tracking: Tracking = Field(default_factory=Tracking)
 
@@ -693,9 +954,15 @@ class Study(Section):
     def single_task(self, task: str) -> Study:
         """The single-task baseline of `task`: the same study with one task and nothing to share or to balance."""
         tree = self.to_dict()
-        tree["tasks"] = {task: tree["tasks"][task] | {"weight": 1.0}}
-        if self.stratified_by is not None:
-            tree["data"]["split"]["stratify"] = self.stratified_by
+        own = tree["tasks"][task]
+        tree["training"] |= {"sampling": {"kind": "rows"}, "batch_size": own["batch_size"] or self.training.batch_size}
+        tree["tasks"] = {
+            task: own | {"weight": 1.0, "batch_size": None, "sampling_weight": 1.0, "learning_rate_factor": 1.0}
+        }
+        if own["source"] is not None:
+            tree["data"] |= {"source": None, "arguments": {}}
+        if own["source"] is None and (columns := self.stratified_by):
+            tree["data"]["split"]["stratify"] = columns[0]
         tree["data"]["ignore"] = [
             *tree["data"]["ignore"],
             *(t for t in self.targets.values() if t != self.targets[task]),
@@ -731,19 +998,35 @@ class Study(Section):
 
     @property
     def targets(self) -> dict[str, str]:
-        """The target column of each task."""
-        return {name: task.target or name for name, task in self.tasks.items()}
+        """The target column of each task; in a table of its own it is called like the task (see `data.tables`)."""
+        return {name: task.target or name if task.source is None else name for name, task in self.tasks.items()}
 
     @property
-    def stratified_by(self) -> str | None:
-        """The column whose proportions the splits keep."""
+    def tables(self) -> list[tuple[Source, list[str]]]:
+        """The tables that are read, and the tasks that have their labels in each."""
+        tables: list[tuple[Source, list[str]]] = []
+        for name, task in self.tasks.items():
+            source: Source = self.data if task.source is None else task
+            place = (source.source, source.arguments)
+            same = next((tasks for other, tasks in tables if (other.source, other.arguments) == place), None)
+            if same is None:
+                tables.append((source, [name]))
+            else:
+                same.append(name)
+        return tables
+
+    @property
+    def stratified_by(self) -> list[str]:
+        """The columns whose proportions the splits keep: at most one of each table."""
         stratify = self.data.split.stratify
         if self.data.group is not None or stratify is False:
-            return None
+            return []
         if isinstance(stratify, str):
-            return stratify
-        classified = (name for name, task in self.tasks.items() if not isinstance(task, RegressionTask))
-        return next((self.targets[name] for name in classified), None)
+            return [stratify]
+        classified = [
+            [name for name in tasks if not isinstance(self.tasks[name], RegressionTask)] for _, tasks in self.tables
+        ]
+        return [self.targets[names[0]] for names in classified if names]
 
     @property
     def task_weights(self) -> dict[str, float]:
@@ -766,10 +1049,16 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     """What no section can check alone: names that must agree, and the search space against the schema."""
     targets = study.targets
     for name, target in targets.items():
-        if list(targets.values()).count(target) > 1:
+        if list(targets.values()).count(target) > 1 and study.tasks[name].source is None:
             yield ("tasks", name), f"another task has the target column '{target}' too; give each a column of its own"
         if target in (study.data.features or []):
             yield ("data", "features"), f"'{target}' is the target of task '{name}'; remove it from the features"
+    for name, task in study.tasks.items():
+        if task.source is None and study.data.source is None:
+            yield ("data", "source"), f"is missing, and task '{name}' has no source of its own; name a table"
+            break
+    if study.data.source is not None and all(task.source is not None for task in study.tasks.values()):
+        yield ("data", "source"), "is read by no task, since each has a source of its own; remove it"
     if study.data.group in targets.values():
         yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
     yield from _sharing_disagreements(study)
@@ -807,6 +1096,17 @@ def _sharing_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
                 yield place, f"names no task of this study.{did_you_mean(task, study.tasks)}"
             if layers is not None and depth > layers:
                 yield place, f"the encoder has {layers} layers, got {depth}; lower it or raise model.encoder.depth"
+    if isinstance(sharing, GroupedSharing):
+        grouped = [task for group in sharing.groups for task in group]
+        place = ("model", "sharing", "groups")
+        for task in dict.fromkeys(grouped):
+            if task not in study.tasks:
+                yield place, f"'{task}' names no task of this study.{did_you_mean(task, study.tasks)}"
+            elif grouped.count(task) > 1:
+                yield place, f"task '{task}' stands in them {grouped.count(task)} times; keep one"
+        for task in study.tasks:
+            if task not in grouped:
+                yield place, f"task '{task}' is in none of them; add it to one, or give it a group of its own"
     if isinstance(sharing, PLESharing) and layers is not None and sharing.levels > layers:
         yield (
             ("model", "sharing", "levels"),

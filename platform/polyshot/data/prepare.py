@@ -6,7 +6,8 @@ loop's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ import torch
 
 from polyshot.data.columns import with_text_names
 from polyshot.data.features import Features, feature_columns
-from polyshot.data.source import read_table
-from polyshot.data.split import SPLITS, WORDS, Rows, split_rows
+from polyshot.data.split import SPLITS, WORDS, Rows, groups_of_rows, split_rows
+from polyshot.data.tables import Tables, read_tables
 from polyshot.data.targets import Target, fit_target
 from polyshot.errors import DataError
 from polyshot.study import Study
@@ -53,6 +54,7 @@ class Prepared:
         rows: positions in the table of each split's rows.
         example: the first training rows as they stand in the table, used columns only.
         notes: what the user should know and need not mend, a sentence each (columns left out, classes never seen).
+        groups: the group of each of a split's rows where the study has `data.group`; else empty.
     """
 
     train: Examples
@@ -63,6 +65,7 @@ class Prepared:
     rows: dict[str, Rows]
     example: pd.DataFrame
     notes: list[str]
+    groups: dict[str, Rows] = field(default_factory=dict)
 
     def for_task(self, task: str) -> Prepared:
         """The same splits and features with one task, and the rows that have its label, as when it is learnt alone."""
@@ -73,8 +76,8 @@ class Prepared:
             column = slice(place, place + 1)
             return Examples(examples.features[known], examples.targets[known, column], examples.mask[known, column])
 
-        def rows_alone(split: str, examples: Examples) -> Rows:
-            return self.rows[split][examples.mask[:, place].numpy()]
+        def of_rows_alone(of_rows: dict[str, Rows]) -> dict[str, Rows]:
+            return {split: values[splits[split].mask[:, place].numpy()] for split, values in of_rows.items()}
 
         splits = dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
         return replace(
@@ -83,7 +86,23 @@ class Prepared:
             validation=alone(self.validation),
             test=alone(self.test),
             targets=[self.targets[place]],
-            rows={split: rows_alone(split, examples) for split, examples in splits.items()},
+            rows=of_rows_alone(self.rows),
+            groups=of_rows_alone(self.groups),
+        )
+
+    def for_tasks(self, tasks: Sequence[str]) -> Prepared:
+        """The same rows and features with some of the tasks, in the order given, as when only they are learnt."""
+        places = [[target.task for target in self.targets].index(task) for task in tasks]
+
+        def together(examples: Examples) -> Examples:
+            return Examples(examples.features, examples.targets[:, places], examples.mask[:, places])
+
+        return replace(
+            self,
+            train=together(self.train),
+            validation=together(self.validation),
+            test=together(self.test),
+            targets=[self.targets[place] for place in places],
         )
 
 
@@ -96,12 +115,11 @@ def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
         DataError: for whatever is wrong with the table, in one sentence.
         RunError: when the source function cannot be imported.
     """
-    table = read_table(study) if table is None else with_text_names(table, "the table").reset_index(drop=True)
-    if table.empty:
-        raise DataError("the table has no rows; give a table with rows")
+    tables = read_tables(study) if table is None else _given(study, table)
+    table = tables.rows
     columns = feature_columns(table, study)
-    rows = split_rows(table, study)
-    targets = [fit_target(name, task, table, rows["train"]) for name, task in study.tasks.items()]
+    rows = split_rows(table, study, tables.origin)
+    targets = [fit_target(name, task, table, study.targets[name], rows["train"]) for name, task in study.tasks.items()]
     labels = np.stack([target.encode(table[target.column]) for target in targets], axis=1)
     notes = _check_classes(targets, labels, rows)
     features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns)
@@ -116,7 +134,23 @@ def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
 
     train, validation, test = map(examples, SPLITS)
     example = table.loc[rows["train"][:EXAMPLE_ROWS], features.columns].reset_index(drop=True)
-    return Prepared(train, validation, test, features, targets, rows, example, [*features.notes, *notes])
+    groups = {}
+    if study.data.group is not None:
+        _, group_of_row = groups_of_rows(table, study.data.group)
+        groups = {split: group_of_row[rows[split]] for split in SPLITS}
+    return Prepared(
+        train, validation, test, features, targets, rows, example, [*tables.notes, *features.notes, *notes], groups
+    )
+
+
+def _given(study: Study, table: pd.DataFrame) -> Tables:
+    """The caller's rows in place of the study's one table."""
+    if own := next((name for name, task in study.tasks.items() if task.source is not None), None):
+        raise DataError(f"tasks.{own}.source: the task has a table of its own, so no table in memory can be given")
+    table = with_text_names(table, "the table").reset_index(drop=True)
+    if table.empty:
+        raise DataError("the table has no rows; give a table with rows")
+    return Tables(table, np.zeros(len(table), dtype=np.int64), [])
 
 
 def _check_classes(targets: list[Target], labels: np.ndarray, rows: dict[str, Rows]) -> list[str]:

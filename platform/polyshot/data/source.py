@@ -20,22 +20,26 @@ import pyarrow.parquet as pq
 from polyshot.data.columns import with_text_names
 from polyshot.errors import DataError, PolyshotError, did_you_mean
 from polyshot.plugins import load_object
-from polyshot.study import Study
+from polyshot.study import Source
 
 SUFFIXES = {".csv": "csv", ".csv.gz": "csv", ".tsv": "csv", ".tsv.gz": "csv", ".parquet": "parquet"}
 FORMATS = ", ".join(SUFFIXES)
 
 
-def read_table(study: Study) -> pd.DataFrame:
-    """The study's table, rows numbered from 0.
+def read_table(source: Source, folder: Path, place: str = "data") -> pd.DataFrame:
+    """The table of a study's section `place`, rows numbered from 0.
+
+    Args:
+        folder: what relative paths start from, and where a user's modules are.
 
     Raises:
         DataError: when it cannot be read, is empty, or two columns have one name.
         RunError: when the source function cannot be imported.
     """
-    if study.data.is_function:
-        return _call(study.data.source, study.folder, study.data.arguments)
-    return read_path(study.data.source, study.folder)
+    assert source.source is not None
+    if source.is_function:
+        return _call(source.source, folder, source.arguments, place)
+    return read_path(source.source, folder)
 
 
 def read_path(source: str, folder: Path) -> pd.DataFrame:
@@ -164,30 +168,31 @@ def _numbered(table: pd.DataFrame) -> pd.DataFrame:
 # --- functions -------------------------------------------------------------------------------------------------------
 
 
-def _call(source: str, folder: Path, arguments: dict[str, Any]) -> pd.DataFrame:
-    function = load_object(source, folder, "data.source")
+def _call(source: str, folder: Path, arguments: dict[str, Any], place: str) -> pd.DataFrame:
+    function = load_object(source, folder, f"{place}.source")
     if not callable(function):
-        raise DataError(f"data.source: '{source}' is no function; name one that returns a pandas DataFrame")
-    _require_fitting(function, source, arguments)
+        raise DataError(f"{place}.source: '{source}' is no function; name one that returns a pandas DataFrame")
+    _require_fitting(function, source, arguments, place)
     try:
         table = function(**arguments)
     except PolyshotError:
         raise
     except Exception as error:  # a user's function may raise anything
         raise DataError(
-            f"data.source: '{source}' failed with {type(error).__name__}: {error}; correct it or data.arguments"
+            f"{place}.source: '{source}' failed with {type(error).__name__}: {error}; correct it or {place}.arguments"
         ) from error
     if not isinstance(table, pd.DataFrame):
         what = "None" if table is None else type(table).__name__
         raise DataError(
-            f"data.source: '{source}' returned {what}; make it return a pandas DataFrame, or correct data.arguments"
+            f"{place}.source: '{source}' returned {what}; make it return a pandas DataFrame, or correct "
+            f"{place}.arguments"
         )
     if table.empty:
-        raise DataError(f"data.source: '{source}' returned a table without rows; correct it or data.arguments")
-    return with_text_names(_numbered(table), f"data.source: '{source}'")
+        raise DataError(f"{place}.source: '{source}' returned a table without rows; correct it or {place}.arguments")
+    return with_text_names(_numbered(table), f"{place}.source: '{source}'")
 
 
-def _require_fitting(function: Callable[..., Any], source: str, arguments: dict[str, Any]) -> None:
+def _require_fitting(function: Callable[..., Any], source: str, arguments: dict[str, Any], place: str) -> None:
     try:
         signature = inspect.signature(function)
     except ValueError:  # some functions written in C do not tell
@@ -197,4 +202,4 @@ def _require_fitting(function: Callable[..., Any], source: str, arguments: dict[
     except TypeError as error:
         unknown = [name for name in arguments if name not in signature.parameters]
         hint = did_you_mean(unknown[0], signature.parameters) if unknown else ""
-        raise DataError(f"data.arguments: '{source}' takes {signature}: {error}.{hint}") from None
+        raise DataError(f"{place}.arguments: '{source}' takes {signature}: {error}.{hint}") from None

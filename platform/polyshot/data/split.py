@@ -18,25 +18,31 @@ SPLITS = ("train", "validation", "test")
 WORDS = {"train": "training", "validation": "validation", "test": "test"}
 
 
-def split_rows(table: pd.DataFrame, study: Study) -> dict[str, Rows]:
+def split_rows(table: pd.DataFrame, study: Study, origin: Rows | None = None) -> dict[str, Rows]:
     """Row positions of `train`, `validation` and `test`, each in ascending order; together every row once.
 
     With `data.group`, whole groups are drawn and the fractions are of groups. Otherwise rows are drawn, in equal
     proportions from each class of the column that the study stratifies by (missing labels count as a class; classes of
-    fewer than three rows as one class together).
+    fewer than three rows as one class together). Both are drawn in equal proportions from each table.
+
+    Args:
+        origin: [N], the table that a row comes from, where there are several.
 
     Raises:
         DataError: when there are too few rows or groups, a row has no group, or a task has no label in some split.
     """
     split = study.data.split
     generator = np.random.default_rng(split.seed)
+    origin = np.zeros(len(table), dtype=np.int64) if origin is None else origin
     if study.data.group is not None:
-        units, unit_of_row = _groups(table, study.data.group)
-        strata = np.zeros(units, dtype=np.int64)
+        units, unit_of_row = groups_of_rows(table, study.data.group)
+        tables = np.zeros((units, origin.max() + 1), dtype=bool)  # which of them have rows of the group
+        tables[unit_of_row, origin] = True
+        _, strata = np.unique(tables, axis=0, return_inverse=True)
         few = f"data.group: the column '{study.data.group}' has {counted(units, 'group')}"
     else:
         units, unit_of_row = len(table), np.arange(len(table))
-        strata = _strata(table, study)
+        strata = _strata(table, study, origin)
         few = f"data: the table has {counted(units, 'row')}"
     test, validation = (max(1, round(fraction * units)) for fraction in (split.test, split.validation))
     if units - test - validation < 1:
@@ -47,8 +53,12 @@ def split_rows(table: pd.DataFrame, study: Study) -> dict[str, Rows]:
     return rows
 
 
-def _groups(table: pd.DataFrame, column: str) -> tuple[int, Rows]:
-    """The number of groups, and the group of each row."""
+def groups_of_rows(table: pd.DataFrame, column: str) -> tuple[int, Rows]:
+    """The number of groups, and the group of each row.
+
+    Raises:
+        DataError: when a row has no group.
+    """
     require_columns(table, [column], "data.group")
     missing = table[column].isna().to_numpy()
     if missing.any():
@@ -62,17 +72,18 @@ def _groups(table: pd.DataFrame, column: str) -> tuple[int, Rows]:
     return len(groups), group_of_row
 
 
-def _strata(table: pd.DataFrame, study: Study) -> Rows:
-    """The stratum of each row, 0 throughout where rows are not stratified."""
-    column = study.stratified_by
-    if column is None:
-        return np.zeros(len(table), dtype=np.int64)
-    require_columns(table, [column], "data.split.stratify" if study.data.split.stratify is not True else "tasks")
-    texts = as_texts(table[column], f"the column '{column}'")
-    strata, _ = pd.factorize(texts)
-    strata = strata + 1  # 0: no label
-    sizes = np.bincount(strata)
-    return np.where(sizes[strata] < 3, len(sizes), strata)
+def _strata(table: pd.DataFrame, study: Study, origin: Rows) -> Rows:
+    """The stratum of each row: its table, and its class there where rows are stratified."""
+    strata = origin
+    for column in study.stratified_by:
+        require_columns(table, [column], "data.split.stratify" if study.data.split.stratify is not True else "tasks")
+        texts = as_texts(table[column], f"the column '{column}'")
+        classes, _ = pd.factorize(texts)
+        classes = classes + 1  # 0: no label
+        sizes = np.bincount(classes)
+        classes = np.where(sizes[classes] < 3, len(sizes), classes)
+        _, strata = np.unique(np.stack([strata, classes]), axis=1, return_inverse=True)
+    return strata
 
 
 def _draw(strata: Rows, validation: int, test: int, generator: np.random.Generator) -> Rows:

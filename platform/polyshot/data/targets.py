@@ -85,7 +85,7 @@ class Target:
 MEND = "correct it or leave it empty, or make the task's kind binary or multiclass"
 
 
-def fit_target(name: str, task: Task, table: pd.DataFrame, training_rows: NDArray[np.int64]) -> Target:
+def fit_target(name: str, task: Task, table: pd.DataFrame, column: str, training_rows: NDArray[np.int64]) -> Target:
     """The encoding of the task's labels: classes of the whole table, mean and scale of the training rows.
 
     Classes come from all rows so that every label has an index; what is learnt about them comes from training alone.
@@ -93,7 +93,6 @@ def fit_target(name: str, task: Task, table: pd.DataFrame, training_rows: NDArra
     Raises:
         DataError: when the labels are not what the task's kind asks for.
     """
-    column = task.target or name
     require_columns(table, [column], f"tasks.{name}")
     labels = table[column]
     if labels.isna().all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +21,55 @@ def train_figures(history: Sequence[Epoch], metrics: pd.DataFrame, folder: Path)
     yield learning_curves(history, folder / "learning_curves.png")
     if "improvement" in metrics:
         yield improvement_per_task(metrics, folder / "improvement.png")
+
+
+def search_figures(
+    trials: pd.DataFrame, objective: str, direction: str, importances: Mapping[str, float], folder: Path
+) -> Iterator[Path]:
+    """The history of a search and, where they are known, the parameters' importances; yields the files.
+
+    Args:
+        trials: as `SearchResult.trials`.
+        direction: "maximize" or "minimize".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    yield search_history(trials, objective, direction, folder / "search_history.png")
+    if importances:
+        yield parameter_importances(importances, folder / "parameter_importances.png")
+
+
+def search_history(trials: pd.DataFrame, objective: str, direction: str, path: Path) -> Path:
+    """The objective of each trial in the order of their numbers, and the best of the finished ones so far."""
+    trials = trials.sort_values("number")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axis = figure.subplots()
+    for state, colour, face in (("finished", COLOURS[0], COLOURS[0]), ("stopped", COLOURS[4], "none")):
+        some = trials[trials["state"] == state]
+        if len(some):
+            axis.scatter(some["number"], some[objective], s=24, edgecolors=colour, facecolors=face, label=state)
+    for number in trials.loc[trials["state"] == "failed", "number"]:
+        axis.axvline(number, color=COLOURS[1], linewidth=1, linestyle=":", label="failed")
+    finished = trials[trials["state"] == "finished"]
+    if len(finished):
+        best = finished[objective].cummax() if direction == "maximize" else finished[objective].cummin()
+        axis.step(finished["number"], best, where="post", color=COLOURS[0], linewidth=1, label="best so far")
+    labels = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # each once
+    axis.legend(labels.values(), labels.keys(), frameon=False)
+    axis.set_xlabel("trial")
+    axis.set_ylabel(f"{objective} (validation)")
+    axis.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def parameter_importances(importances: Mapping[str, float], path: Path) -> Path:
+    """Bars of the parameters' shares in what made a trial good, the most important one on top."""
+    figure = Figure(figsize=(6, 0.35 * len(importances) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    axis.barh(list(importances), list(importances.values()), color=COLOURS[0])
+    axis.invert_yaxis()
+    axis.set_xlabel("importance (PED-ANOVA, shares of 1)")
+    axis.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
 
 
 def learning_curves(history: Sequence[Epoch], path: Path) -> Path:
@@ -56,9 +105,21 @@ def improvement_per_task(metrics: pd.DataFrame, path: Path) -> Path:
         percent,
         color=[COLOURS[0] if p >= 0 else COLOURS[1] for p in percent],
     )
+    words = "improvement over learning alone, % (test)"
+    if "verdict" in test:
+        axis.errorbar(
+            percent,
+            range(len(test)),
+            xerr=[(percent - 100 * test["low"]).clip(0), (100 * test["high"] - percent).clip(0)],
+            fmt="none",
+            ecolor="black",
+            elinewidth=1,
+            capsize=3,
+        )
+        words += ", 95 % interval"
     axis.axvline(0, color="black", linewidth=1)
     axis.invert_yaxis()
-    axis.set_xlabel("improvement over learning alone, % (test)")
+    axis.set_xlabel(words)
     axis.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 

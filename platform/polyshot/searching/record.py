@@ -6,7 +6,6 @@ once, also where an earlier process died before it could.
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -29,7 +28,6 @@ from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Status, Tracker
 from polyshot.training.baselines import Baseline
 from polyshot.training.loop import Epoch
-from polyshot.training.metrics import is_better
 
 ACTIVITY = "search"
 _KEPT_CHECKPOINTS = 3
@@ -71,7 +69,6 @@ class Recorder(tune.Callback):
         self._searcher: TrialSearcher | None = None
         self._runs: dict[int, Run] = {}
         self._logged: dict[int, int] = {}  # trial → the last epoch of its learning curve
-        self._best: dict[str, float] = {}
         ended = self._ended()
         self._ended_before = len(ended)
         # Optuna was told of these epochs, and MLflow right after.
@@ -79,7 +76,6 @@ class Recorder(tune.Callback):
             self._logged[trial.number] = trial.last_step or 0
         self._kept = {trial.number for trial in ended if trial_folder(trials_folder, trial.number).exists()}
         for trial in ended:
-            self._remember_best(trial)
             self._record_end(trial)
         progress.start(ACTIVITY, study.search.trials)
         self._show()
@@ -136,7 +132,6 @@ class Recorder(tune.Callback):
     def _on_end(self, number: int) -> None:
         trial = self._optuna.get_trials(deepcopy=False)[number]
         self._record_end(trial)
-        self._remember_best(trial)
         self._keep_best(number)
         self.save_time()
         self._show()
@@ -147,8 +142,10 @@ class Recorder(tune.Callback):
                 return
             run = self._run(trial.number, trial.user_attrs.get(VALUES, {}))
             if metrics := validation_metrics(trial):
-                improvement = {"validation": self._objective_value(trial)} if self._is_improvement else {}
-                log_outcome(run, {"validation": metrics}, improvement)
+                value = self._objective_value(trial)
+                # Of the names of a trial's metrics the first by alphabet: MLflow's comparison opens with it.
+                run.log_metrics({"objective": value})
+                log_outcome(run, {"validation": metrics}, {"validation": value} if self._is_improvement else {})
             status: Status = "FINISHED"
             if trial.state == TrialState.FAIL:
                 status = "FAILED"
@@ -183,28 +180,29 @@ class Recorder(tune.Callback):
 
     def _show(self) -> None:
         self._progress.advance(ACTIVITY, len(self._ended()), self._words())
-        if self._best:
-            self._progress.best(self._best)
+        if best := self._best():
+            self._progress.best(best)
 
     def _words(self) -> str:
         ended = self._ended()
         failed = sum(trial.state == TrialState.FAIL for trial in ended)
         stopped = sum(was_stopped(trial) for trial in ended)
-        minutes = (time.time() - self._began) / 60
-        rate = (len(ended) - self._ended_before) / minutes if minutes > 0 else 0.0
-        words = [f"{len(ended) - failed - stopped} done", f"{stopped} stopped", f"{failed} failed"]
-        return ", ".join(words) + (f"; {rate:.3g} a minute" if rate else "")
+        now = time.time()
+        minutes = (now - self._began) / 60
+        words = [f"{len(ended) - failed - stopped} done, {stopped} stopped, {failed} failed"]
+        if minutes > 0 and (rate := (len(ended) - self._ended_before) / minutes):
+            words.append(f"{rate:.3g} a minute")
+        if (limit := self._study.search.minutes) is not None:
+            words.append(f"{(now - self._started) / 60:.1f} of {limit:g} minutes")
+        return "; ".join(words)
 
-    def _remember_best(self, trial: FrozenTrial) -> None:
-        """The best value of each task over all trials, and of the improvement."""
-        metrics = validation_metrics(trial)
-        if self._is_improvement and metrics:
-            metrics = {"improvement": self._objective_value(trial)} | metrics
-        for name, value in metrics.items():
-            if math.isfinite(value) and (
-                name not in self._best or is_better(name.rpartition("/")[2], value, self._best[name])
-            ):
-                self._best[name] = value
+    def _best(self) -> dict[str, float]:
+        """What the best trial so far has reached: the improvement, and each task's metric."""
+        order = ranked(self._ended(), self._objective.direction)
+        if not order:
+            return {}
+        improvement = {"improvement": self._objective_value(order[0])} if self._is_improvement else {}
+        return improvement | validation_metrics(order[0])
 
     @property
     def _is_improvement(self) -> bool:

@@ -44,6 +44,12 @@ class Store:
         return without_credentials(self.uri)
 
     @property
+    def words(self) -> str:
+        """Where a person finds the runs."""
+        where = self.shown if self.is_server else f"{self.shown} (polyshot ui opens it)"
+        return f"MLflow: experiment '{self.experiment}' at {where}"
+
+    @property
     def is_server(self) -> bool:
         return urlsplit(self.uri).scheme.lower() in ("http", "https")
 

@@ -1,18 +1,23 @@
 """Single-task baselines: what each task reaches alone, with the same data, model and budget.
 
-They are the yardstick of every multi-task run of a study, so they are trained once per study and seed and kept on disk.
+They are the yardstick of every multi-task run of a study, so they are trained once per study, data and seed and kept on
+disk: metrics and learning curve as JSON, the outputs beside them as NumPy's arrays.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from polyshot.data.prepare import Prepared
 from polyshot.progress import SILENT, Progress
-from polyshot.run_folder import write_json
+from polyshot.run_folder import write_atomically, write_json
 from polyshot.study import Study
 from polyshot.training.loop import Epoch, TrainingRun
 
@@ -22,12 +27,19 @@ SECTIONS = ("seed", "data", "tasks", "model", "balance", "training")
 
 @dataclass(frozen=True)
 class Baseline:
-    """One task alone: all its metrics as `task/metric`, on validation and on test, and its learning curve."""
+    """One task alone.
+
+    Attributes:
+        validation, test: all its metrics on the split, as `task/metric`.
+        history: its learning curve.
+        outputs: by split, the model's outputs [n, O] for the rows that have the label.
+    """
 
     task: str
     validation: dict[str, float]
     test: dict[str, float]
     history: list[Epoch]
+    outputs: dict[str, NDArray[np.float32]]
 
 
 def chosen_metrics(study: Study, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -53,18 +65,43 @@ def train_baselines(study: Study, prepared: Prepared, cache: Path, progress: Pro
 
 
 def _baseline(study: Study, task: str, prepared: Prepared, cache: Path, progress: Progress) -> Baseline:
-    path = cache / f"{task}-{study.digest(*SECTIONS)}.json"
-    if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return Baseline(**saved | {"history": [Epoch(**epoch) for epoch in saved["history"]]})
     alone = prepared.for_task(task)
+    path = cache / f"{task}-{study.digest(*SECTIONS)}-{_data_digest(alone)}.json"
+    if path.exists():
+        return _read(path)
     run = TrainingRun(study, alone)
     activity = f"baseline {task}"
     progress.start(activity, study.training.epochs)
     for epoch in run.epochs():
         progress.advance(activity, epoch.number)
-    baseline = Baseline(task, run.evaluate(alone.validation), run.evaluate(alone.test), run.history)
+    outputs = {"validation": run.best_outputs(alone.validation), "test": run.best_outputs(alone.test)}
+    baseline = Baseline(task, run.evaluate(alone.validation), run.evaluate(alone.test), run.history, outputs)
     metric = f"{task}/{study.tasks[task].metric}"
     progress.finish(activity, f"{metric} {baseline.validation[metric]:.4g}")
-    write_json(path, asdict(baseline))
+    _write(path, baseline)
     return baseline
+
+
+def _data_digest(prepared: Prepared) -> str:
+    """Eight hexadecimal digits that change with the rows: those of a file may change, and a table may replace them."""
+    digest = hashlib.sha256()
+    for examples in (prepared.train, prepared.validation, prepared.test):
+        for tensor in (examples.features, examples.targets):
+            digest.update(tensor.numpy())
+    return digest.hexdigest()[:8]
+
+
+def _write(path: Path, baseline: Baseline) -> None:
+    """The outputs first: where there is the JSON, there is all of it."""
+    write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, **baseline.outputs))
+    saved = asdict(baseline)
+    del saved["outputs"]
+    write_json(path, saved)
+
+
+def _read(path: Path) -> Baseline:
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as outputs:
+        return Baseline(
+            **saved | {"history": [Epoch(**epoch) for epoch in saved["history"]]}, outputs=dict(outputs.items())
+        )

@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+from numpy.typing import NDArray
+
 from polyshot.training.metrics import LOWER_IS_BETTER
 
 
@@ -18,6 +21,15 @@ def relative_improvement(metric: str, value: float, baseline: float) -> float:
         return math.nan
     change = (value - baseline) / abs(baseline)
     return -change if metric in LOWER_IS_BETTER else change
+
+
+def relative_improvements(
+    metric: str, values: NDArray[np.floating], baselines: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    """`relative_improvement` of each of many values [R] against the baseline of the same place."""
+    defined = np.isfinite(values) & np.isfinite(baselines) & (baselines != 0)
+    changes = np.divide(values - baselines, np.abs(baselines), out=np.full(len(values), np.nan), where=defined)
+    return -changes if metric in LOWER_IS_BETTER else changes
 
 
 def improvements(values: Mapping[str, float], baselines: Mapping[str, float]) -> dict[str, float]:

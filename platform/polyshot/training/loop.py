@@ -13,7 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyshot.balancing import LossBalancer, build_balancer
@@ -25,7 +27,8 @@ from polyshot.seeds import derive_seed
 from polyshot.study import Study
 from polyshot.training.losses import TaskLosses
 from polyshot.training.metrics import evaluate
-from polyshot.training.optimisers import build_optimiser
+from polyshot.training.optimisers import TaskRates, build_optimiser
+from polyshot.training.sampling import build_sampler
 from polyshot.training.world import World
 
 _EVALUATION_ROWS = 16_384  # rows at once where no gradients are kept; bounds the memory of large tables
@@ -80,7 +83,11 @@ class TrainingRun:
         self._optimiser = build_optimiser(
             study.training.optimiser, self.model.parameters(), without_decay=self.balancer.parameters()
         )
-        self._steps = math.ceil(len(self._train.features) / self._settings.batch_size)  # of one epoch
+        factors = [task.learning_rate_factor for task in study.tasks.values()]
+        self._task_rates = TaskRates(
+            [(rows, factor) for task, factor in enumerate(factors) for rows in self.model.task_parameters(task)]
+        )
+        self._sampler = build_sampler(study, self._train.mask)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._settings.precision == "float16")
         self._forward: nn.Module = self.model
         if isinstance(self.balancer, LossBalancer):  # others see to their gradients of several workers themselves
@@ -135,27 +142,30 @@ class TrainingRun:
         """One pass over the training rows; returns the weighted mean loss."""
         data, world = self._train, self.world
         self._forward.train()
-        order = torch.randperm(
-            len(data), generator=torch.Generator().manual_seed(derive_seed(self.study.seed, "order", number))
-        ).to(self.device)
         loss_sums = torch.zeros(data.targets.shape[1], device=self.device)
+        label_counts = torch.zeros(data.targets.shape[1], dtype=torch.long, device=self.device)
+        steps = self._sampler.steps
         with self._seeded(number):
-            for step, rows in enumerate(order.tensor_split(self._steps), (number - 1) * self._steps):
-                # `rows` [B] are the batch of all workers together; batches are of equal sizes, within one row.
-                mine, known = world.share(rows), data.mask.index_select(0, rows)
+            for step, batch in enumerate(self._sampler.epoch(number), (number - 1) * steps):
+                mine, known = world.share(batch.rows), data.mask.index_select(0, batch.rows)
+                if batch.counts is not None:
+                    known &= batch.counts
                 features, labels = data.features.index_select(0, mine), data.targets.index_select(0, mine)
-                mean = known.sum(0).clamp_(min=1).reciprocal()
+                labelled = known.sum(0)
+                label_counts += labelled
+                mean = labelled.clamp(min=1).reciprocal()
                 with self._autocast():
                     outputs = self._pass.forward(features)
                 sums = self._losses(outputs.float(), labels, world.share(known))
 
-                self._optimiser.learning_rate = learning_rate(self.study, step, self._settings.epochs * self._steps)
+                self._optimiser.learning_rate = learning_rate(self.study, step, self._settings.epochs * steps)
                 self._optimiser.zero_grad()
                 self._pass.backward(sums * mean, self.model.penalty())
                 if self._settings.clip_norm is not None:
                     self._scaler.unscale_(self._optimiser)  # type: ignore[arg-type]  # has what is asked of it
                     nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
-                self._scaler.step(self._optimiser)  # type: ignore[arg-type]  # as above
+                with self._task_rates.applied():
+                    self._scaler.step(self._optimiser)  # type: ignore[arg-type]  # as above
                 self._scaler.update()
                 loss_sums += sums.detach()
                 if self.balancer.wants_losses_after_step:
@@ -164,8 +174,9 @@ class TrainingRun:
                     sums = self._losses(outputs.float(), labels, world.share(known))
                     self.balancer.after_step(world.sum(sums * mean))
         world.average(self.model.buffers())
-        losses = world.sum(loss_sums) / data.mask.sum(0).clamp_(min=1)
+        losses = world.sum(loss_sums) / label_counts.clamp_(min=1)
         self.balancer.end_epoch(losses)
+        self._sampler.end_epoch(losses)
         return torch.dot(self._task_weights, losses).item()
 
     def _validate(self) -> dict[str, float]:
@@ -199,11 +210,18 @@ class TrainingRun:
         Raises:
             TrainingDivergedError: when no epoch could be kept.
         """
-        self.restore_best()
-        outputs = self.outputs(data.to(self.device))
         return evaluate(
-            outputs.cpu().numpy(), data.targets.numpy(), data.mask.numpy(), self._targets, self.model.layout
+            self.best_outputs(data), data.targets.numpy(), data.mask.numpy(), self._targets, self.model.layout
         )
+
+    def best_outputs(self, data: Examples) -> NDArray[np.float32]:
+        """The outputs [N, O] for all rows of the best epoch's weights.
+
+        Raises:
+            TrainingDivergedError: when no epoch could be kept.
+        """
+        self.restore_best()
+        return self.outputs(data.to(self.device)).cpu().numpy()
 
     def restore_best(self) -> None:
         """Put the best epoch's weights into the model."""
@@ -237,6 +255,7 @@ class TrainingRun:
             "balancer": self.balancer.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "sampler": self._sampler.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
             "best_weights": self.best_weights,
         }
@@ -246,6 +265,7 @@ class TrainingRun:
         self.balancer.load_state_dict(state["balancer"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
+        self._sampler.load_state_dict(state["sampler"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best = next((epoch for epoch in reversed(self.history) if epoch.is_best), None)
         self.best_weights = {name: value.to(self.device) for name, value in state["best_weights"].items()}

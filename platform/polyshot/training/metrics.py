@@ -7,7 +7,7 @@ NumPy, because after every epoch of a small run scikit-learn's checks of its arg
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,6 +125,18 @@ def predictions(outputs: Array, target: Target, columns: slice) -> Array:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
+def labelled(
+    outputs: Array, labels: Array, mask: NDArray[np.bool_], targets: Sequence[Target], layout: HeadLayout
+) -> Iterator[tuple[Target, Array, Array]]:
+    """Of each task, the labels [n] that are there and the predictions for their rows, as its metrics take them."""
+    for index, target in enumerate(targets):
+        present = mask[:, index]
+        known = labels[present, index].astype(np.float64)
+        if target.kind == "regression":
+            known = target.decode(known)
+        yield target, known, predictions(outputs[present], target, layout.columns[index])
+
+
 def evaluate(
     outputs: Array,
     labels: Array,
@@ -139,12 +151,7 @@ def evaluate(
     the labels do not define (ROC-AUC with one class present) is NaN.
     """
     values: dict[str, float] = {}
-    for index, target in enumerate(targets):
-        present = mask[:, index]
-        known = labels[present, index].astype(np.float64)
-        if target.kind == "regression":
-            known = target.decode(known)
-        predicted = predictions(outputs[present], target, layout.columns[index])
+    for target, known, predicted in labelled(outputs, labels, mask, targets, layout):
         chosen = [study.tasks[target.task].metric] if study else METRICS[target.kind]
         for name in chosen:
             values[f"{target.task}/{name}"] = _defined(METRICS[target.kind][name], known, predicted)

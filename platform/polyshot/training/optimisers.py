@@ -7,7 +7,8 @@ every process that trains; most runs here are over sooner. These do nothing else
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from polyshot import study
+from polyshot.models.stacking import Rows
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,28 @@ class SGD(Optimiser):
             nesterov=False,
             maximize=False,
         )
+
+
+class TaskRates:
+    """Learning rates of single tasks: rows of parameters that move by a factor of what the optimiser moves them.
+
+    Both optimisers' updates, weight decay included, are proportional to the learning rate, so that this is the same as
+    another rate for those rows; and the tasks' rows stay stacked in one parameter.
+    """
+
+    def __init__(self, factors: Sequence[tuple[Rows, float]]):
+        self._factors = [(rows, factor) for rows, factor in factors if factor != 1]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Around the optimiser's step."""
+        with torch.no_grad():
+            before = [rows.parameter[rows.rows].clone() for rows, _ in self._factors]
+        yield
+        with torch.no_grad():
+            for (rows, factor), old in zip(self._factors, before, strict=True):
+                own = rows.parameter[rows.rows]
+                own.copy_(old.lerp(own, factor))
 
 
 def build_optimiser(

@@ -30,8 +30,9 @@ def check(study: Study, *, with_data: bool = False) -> list[str]:
 def _code(study: Study) -> dict[str, str]:
     """The keys that name Python objects, which are imported and called."""
     named = {}
-    if study.data.is_function:
-        named["data.source"] = study.data.source
+    for source, tasks in study.tables:
+        if source.is_function:
+            named["data.source" if source is study.data else f"tasks.{tasks[0]}.source"] = str(source.source)
     if isinstance(study.model.encoder, CustomEncoder):
         named["model.encoder.kind"] = study.model.encoder.kind
     for index, space in enumerate(study.search.spaces):

@@ -28,12 +28,13 @@ from ray.tune.experiment import Trial
 from polyshot.cluster.ray import nodes, ray_session
 from polyshot.data.prepare import Prepared, prepare
 from polyshot.errors import RunError
-from polyshot.outcomes import log_outcome
+from polyshot.outcomes import log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
 from polyshot.report import plots
 from polyshot.results import comparison, delta_m, hurt_tasks
 from polyshot.run_folder import RunFolder, write_json
 from polyshot.saved_model import save_model
+from polyshot.searching.importances import parameter_importances
 from polyshot.searching.objective import Objective
 from polyshot.searching.protocol import ERROR, STOPPED
 from polyshot.searching.record import Recorder, log_baseline_once, ranked, validation_metrics
@@ -51,6 +52,7 @@ from polyshot.study import Study
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Run, Tracker
 from polyshot.training.baselines import Baseline, merged, train_baselines
+from polyshot.training.bootstrap import improvement_intervals
 from polyshot.training.checkpoint import load_checkpoint
 from polyshot.training.loop import TrainingRun
 from polyshot.training.threads import use_threads
@@ -75,9 +77,11 @@ class SearchResult:
             reasons `stopped` and `error`.
         best_values: the values of the best trial, by dotted key.
         metrics: one row per split and task: multi_task, single_task (the study's own settings), single_task_tuned (the
-            best trial's settings) and the improvement over the latter (see `results.comparison`).
+            best trial's settings) and the improvement over the latter, its interval and the verdict (see
+            `results.comparison`).
         improvement: Δm of the best trial's model over the tuned single-task baselines on test, as a fraction.
-        hurt: tasks that are worse on test than alone, worst first.
+        interval: its 95 % interval over test rows (see `training.bootstrap`).
+        hurt: tasks that are worse on test than alone beyond noise, worst first.
         folder: the run's folder, which holds the best trial's model.
         mlflow_id: the MLflow run's id, or None while the tracking server is away.
         best_study: the study with the best trial's values.
@@ -87,6 +91,7 @@ class SearchResult:
     best_values: dict[str, Any]
     metrics: pd.DataFrame
     improvement: float
+    interval: tuple[float, float]
     hurt: list[str]
     folder: Path
     mlflow_id: str | None
@@ -115,9 +120,10 @@ def search(
     digest = search_digest(study)
     if not fresh and (found := _saved_result(study, digest)) is not None:
         return found
-    resolve(study).check()
+    store = resolve(study)
+    store.check()
     prepared = prepare(study, table)
-    for note in prepared.notes:
+    for note in (*prepared.notes, store.words):
         progress.note(note)
     use_threads(study, prepared)
     TrainingRun(study, prepared)  # what cannot be built is refused before anything is written
@@ -246,6 +252,7 @@ class _Search:
         values = best.user_attrs[VALUES]
         study = self.study.with_values(values)
         prepared = prepared_for(study, self.study, self.prepared, self.table)
+        use_threads(study, prepared)
         run = TrainingRun(study, prepared)
         state = load_checkpoint(checkpoint_path(self.trials_folder, best.number), run.device)
         if state is not None:
@@ -261,10 +268,12 @@ class _Search:
             params = self.study.differences(study.single_task(task))
             log_baseline_once(self.tracker, self.parent, self.optuna, key, params, baseline)
         models = {"single_task": merged(self.baselines), "single_task_tuned": merged(tuned), "multi_task": together}
-        metrics = comparison(study, models)
+        intervals = improvement_intervals(study, prepared, run, tuned)
+        metrics = comparison(study, models, intervals)
         improvement = {split: delta_m(metrics, split) for split in together}
         trials = trials_table(self.optuna, self.objective)
         self._log(best, values, run, together, improvement, metrics, trials)
+        log_verdicts(self.parent, metrics, intervals)
         save_model(self.folder.path / "model", study, prepared, run)
         if study.tracking.models:
             self.parent.log_model(self.folder.path / "model")
@@ -273,6 +282,7 @@ class _Search:
             "seconds": self.folder.state["seconds"],
             "best_values": values,
             "improvement": improvement["test"],
+            "interval": intervals["test"].delta_m.ends,
             "hurt": hurt_tasks(metrics),
         }
 
@@ -298,7 +308,12 @@ class _Search:
         (path / "best-study.yaml").write_text(run.study.to_yaml(), encoding="utf-8")
         for name in (_METRICS, "trials.csv", "best-study.yaml"):
             self.parent.log_artifact(path / name)
-        for figure in plots.train_figures(run.history, metrics, path / "plots"):
+        objective = self.objective
+        importances = parameter_importances(self.optuna)
+        for figure in (
+            *plots.search_figures(trials, objective.name, objective.direction, importances, path / "plots"),
+            *plots.train_figures(run.history, metrics, path / "plots"),
+        ):
             self.parent.log_artifact(figure, "plots")
 
     def _best_trial(self) -> FrozenTrial:
@@ -407,6 +422,7 @@ def _read_result(study: Study, folder: Path, outcome: dict[str, Any]) -> SearchR
         best_values=outcome["best_values"],
         metrics=_read_table(folder / _METRICS),
         improvement=outcome["improvement"],
+        interval=tuple(outcome.get("interval", (math.nan, math.nan))),
         hurt=outcome["hurt"],
         folder=folder,
         mlflow_id=outcome["mlflow_id"],

@@ -5,6 +5,7 @@ A run that one process can do is trained in this one; more workers (or `scale.en
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyshot.outcomes import curve, log_baseline, log_outcome
+from polyshot.outcomes import curve, log_baseline, log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import RunFolder
 from polyshot.study import Study
@@ -32,9 +33,11 @@ class TrainResult:
     """What a training run gave.
 
     Attributes:
-        metrics: one row per split and task: multi_task, single_task and the improvement (see `results.comparison`).
+        metrics: one row per split and task: multi_task, single_task, the improvement, its interval and the verdict (see
+            `results.comparison`).
         improvement: Δm on the test split as a fraction; NaN without baselines.
-        hurt: tasks that are worse on test than alone, worst first.
+        interval: its 95 % interval over test rows (see `training.bootstrap`); NaN without baselines.
+        hurt: tasks that are worse on test than alone beyond noise, worst first.
         curves: one row per epoch of the multi-task model.
         folder: the run's folder, which holds the model.
         mlflow_id: the MLflow run's id, or None while the tracking server is away.
@@ -42,6 +45,7 @@ class TrainResult:
 
     metrics: pd.DataFrame
     improvement: float
+    interval: tuple[float, float]
     hurt: list[str]
     curves: pd.DataFrame
     folder: Path
@@ -82,7 +86,7 @@ def train(
         from polyshot.training.threads import use_threads
 
         prepared = prepare(study, table)
-        for note in prepared.notes:
+        for note in (*prepared.notes, tracker.store.words):
             progress.note(note)
         use_threads(study, prepared)
         # Built before anything is written: what cannot be trained leaves no run behind.
@@ -131,11 +135,13 @@ def _train(
     from polyshot.report import plots
     from polyshot.results import comparison, delta_m, hurt_tasks
     from polyshot.saved_model import save_model
-    from polyshot.training.baselines import merged, train_baselines
+    from polyshot.training.baselines import Baseline, merged, train_baselines
+    from polyshot.training.bootstrap import improvement_intervals
 
     study = run.study
     parent.log_artifact(folder.path / "study.yaml")
     models = {}
+    alone: dict[str, Baseline] = {}
     if with_baselines:
         alone = train_baselines(study, prepared, study.storage_folder / "baselines", progress)
         for baseline in alone.values():
@@ -145,8 +151,11 @@ def _train(
     _fit(run, prepared, folder.path, parent, progress)
     models["multi_task"] = {"validation": run.evaluate(prepared.validation), "test": run.evaluate(prepared.test)}
 
-    metrics = comparison(study, models)
+    intervals = improvement_intervals(study, prepared, run, alone) if alone else None
+    metrics = comparison(study, models, intervals)
     log_outcome(parent, models["multi_task"], {split: delta_m(metrics, split) for split in ("validation", "test")})
+    if intervals:
+        log_verdicts(parent, metrics, intervals)
     save_model(folder.path / "model", study, prepared, run)
     metrics.to_json(folder.path / "metrics.json", orient="records", indent=2)
     if study.tracking.models:
@@ -157,6 +166,7 @@ def _train(
     return {
         "metrics": metrics,
         "improvement": delta_m(metrics, "test"),
+        "interval": intervals["test"].delta_m.ends if intervals else (math.nan, math.nan),
         "hurt": hurt_tasks(metrics),
         "curves": pd.DataFrame([{"epoch": epoch.number, **epoch.metrics} for epoch in run.history]),
     }

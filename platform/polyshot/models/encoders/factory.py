@@ -67,7 +67,7 @@ class EncoderFactory:
             message = (
                 f"'{scheme}' works on the layers of an encoder and '{self._kind}' does not say them; give it an "
                 "attribute 'blocks', a torch.nn.Sequential of modules from [B, in] to [B, out] that one after another "
-                "are the encoder, or choose hard, soft, mmoe or cgc"
+                "are the encoder, or choose hard, soft, grouped, mmoe or cgc"
             )
             raise StudyError([Problem("model.sharing.kind", message)])
         return widths

@@ -12,6 +12,7 @@ from polyshot.models.sharing.attention import AttentionSharing
 from polyshot.models.sharing.base import SharingScheme
 from polyshot.models.sharing.cgc import CGC
 from polyshot.models.sharing.cross_stitch import CrossStitch
+from polyshot.models.sharing.grouped import GroupedSharing
 from polyshot.models.sharing.hard import HardSharing
 from polyshot.models.sharing.hierarchical import HierarchicalSharing
 from polyshot.models.sharing.mmoe import MMoE
@@ -38,6 +39,9 @@ def build_sharing(study: Study, encoders: EncoderFactory) -> SharingScheme:
             return CrossStitch(encoders, tasks, settings.own_share)
         case "hierarchical":
             return HierarchicalSharing(encoders, [settings.depths.get(task) for task in study.tasks])
+        case "grouped":
+            number = {task: place for place, task in enumerate(study.tasks)}
+            return GroupedSharing(encoders, [[number[task] for task in group] for group in settings.groups])
         case "attention":
             return AttentionSharing(encoders, tasks)
         case "mmoe":

@@ -1,0 +1,92 @@
+"""The inner loop that MAML and its relatives share: gradient steps on the support rows, from meta-learnt weights.
+
+Each of them is a file beside this one that says which weights are adapted, and what a step makes of a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from polyshot.meta.episodes.base import Episodes
+from polyshot.meta.learners.base import Adapted, Differentiate, Learner
+from polyshot.meta.networks import FewShotNetwork
+from polyshot.meta.objectives import Objective
+from polyshot.meta.stacked import StackedForward, Weights, stacked_forward
+
+RATES = "rates."  # the names of meta-learnt step sizes
+
+
+class GradientLearner(Learner):
+    """Adapts by `steps` steps of size `rate` (the α of the papers).
+
+    Attributes:
+        first_order: whether the meta-gradient leaves out the derivatives of the inner gradients.
+    """
+
+    first_order: bool = False
+    head_only: ClassVar[bool] = False  # the body is meta-learnt and stays as it is within a task
+
+    def __init__(self, network: FewShotNetwork, objective: Objective, *, rate: float, steps: int):
+        super().__init__(network, objective)
+        self.rate = rate
+        self.steps = steps
+        self._names = [name for name, _ in network.named_parameters()]
+        self._body = stacked_forward(network.body, "body.")
+        self._head = stacked_forward(network.head, "head.")
+
+    def weights(self) -> Weights:
+        return {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+
+    @property
+    def forward_pass(self) -> StackedForward:
+        return self._body
+
+    # --- within a task -----------------------------------------------------------------------------------------------
+
+    def adapted_names(self) -> list[str]:
+        return [name for name in self._names if name.startswith("head.") or not self.head_only]
+
+    def update(self, weights: Weights, fast: Weights, gradients: Weights, step: int) -> Weights:
+        """The fast weights after step number `step` (from 0); by default plain gradient descent."""
+        del weights, step
+        return {name: torch.add(value, gradients[name], alpha=-self.rate) for name, value in fast.items()}
+
+    def adapt(
+        self, weights: Weights, support: Tensor, labels: Tensor, steps: int, differentiate: Differentiate
+    ) -> list[Adapted]:
+        tasks = len(support)
+        fast = {name: weights[name].expand(tasks, *weights[name].shape) for name in self.adapted_names()}
+        if self.head_only:
+            support = self._body(weights, support)
+
+        def loss(fast: Weights) -> Tensor:
+            outputs = self._head(fast, support if self.head_only else self._body(fast, support))
+            return self.objective.losses(outputs, labels).sum()
+
+        trajectory = [fast]
+        for step in range(steps):
+            at = {name: value.detach() for name, value in fast.items()} if self.first_order else fast
+            gradients = differentiate(loss, at)
+            if self.first_order:
+                gradients = {name: value.detach() for name, value in gradients.items()}
+            fast = self.update(weights, fast, gradients, step)
+            trajectory.append(fast)
+        return trajectory
+
+    def outputs(self, weights: Weights, adapted: Adapted, inputs: Tensor) -> Tensor:
+        features = self._body(weights if self.head_only else adapted, inputs)
+        return self._head(adapted, features)
+
+    # --- over tasks --------------------------------------------------------------------------------------------------
+
+    def loss(self, weights: Weights, episodes: Episodes, progress: Tensor, differentiate: Differentiate) -> Tensor:
+        trajectory = self.adapt(weights, episodes.support, episodes.support_labels, self.steps, differentiate)
+        return self.query_losses(weights, trajectory[-1], episodes).mean()
+
+    def query_losses(self, weights: Weights, adapted: Adapted, episodes: Episodes) -> Tensor:
+        """[T]."""
+        outputs = self.outputs(weights, adapted, episodes.query)
+        return self.objective.losses(outputs, episodes.query_labels, episodes.query_mask)

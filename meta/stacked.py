@@ -1,0 +1,201 @@
+"""Networks applied to many tasks at once, each with weights of its own: the forward pass of the vectorised engine.
+
+Weights are tensors by the names of the network's parameters. Those that differ between tasks have a leading axis of
+tasks, the others are as in the network. Layers that are known become batched matrix products and grouped convolutions;
+other networks go through `torch.func.vmap`, or task by task where that cannot be trusted. Normalisation is always by
+the statistics of the batch at hand, each task's by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from polyshot.models.encoders.mlp import MLPEncoder
+
+Weights = dict[str, Tensor]
+Layer = Callable[[Weights, Tensor], Tensor]  # weights, [T, N, ...] → [T, N, ...]
+
+_ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity)
+
+
+@dataclass(frozen=True)
+class StackedForward:
+    """A network over the rows of many tasks: `(weights, [T, N, ...]) → [T, N, ...]`, and by which of the three ways."""
+
+    apply: Layer
+    way: Literal["stacked", "vmap", "loop"]
+
+    def __call__(self, weights: Weights, inputs: Tensor) -> Tensor:
+        return self.apply(weights, inputs)
+
+
+def stacked_forward(network: nn.Module, prefix: str = "") -> StackedForward:
+    """The forward pass of `network`, whose parameters are named with `prefix` in the weights."""
+    layers = list(_layers(network, prefix))
+    known = [layer for layer in layers if layer is not None]
+    if len(known) == len(layers):
+        return StackedForward(_chain(known), "stacked")
+    network = _without_running_statistics(network)
+    if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in network.modules()):
+        return StackedForward(_looped(network, prefix), "loop")
+    return StackedForward(_vmapped(network, prefix), "vmap")
+
+
+def _chain(layers: list[Layer]) -> Layer:
+    def forward(weights: Weights, inputs: Tensor) -> Tensor:
+        for layer in layers:
+            inputs = layer(weights, inputs)
+        return inputs
+
+    return forward
+
+
+# --- layers that are known -------------------------------------------------------------------------------------------
+
+
+def _layers(module: nn.Module, prefix: str) -> Iterator[Layer | None]:
+    """The module's layers in order; None for one that is not known."""
+    if type(module) is MLPEncoder:
+        yield from _layers(module.blocks, f"{prefix}blocks.")
+    elif type(module) is nn.Sequential:
+        for name, child in module.named_children():
+            yield from _layers(child, f"{prefix}{name}.")
+    else:
+        yield _layer(module, prefix)
+
+
+def _layer(module: nn.Module, prefix: str) -> Layer | None:
+    weight, bias = f"{prefix}weight", f"{prefix}bias"
+    match module:
+        case nn.Linear():
+            return lambda weights, inputs: _linear(inputs, weights[weight], weights.get(bias))
+        case nn.Conv2d(groups=1, padding_mode="zeros"):
+            return lambda weights, inputs: _convolution(inputs, weights[weight], weights.get(bias), module)
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return lambda weights, inputs: _batch_norm(inputs, weights[weight], weights[bias], module.eps)
+        case nn.LayerNorm(normalized_shape=(_,), elementwise_affine=True):
+            return lambda weights, inputs: _layer_norm(inputs, weights[weight], weights[bias], module.eps)
+        case nn.MaxPool2d(return_indices=False):
+            return lambda weights, inputs: _unfold(module(_fold(inputs)), len(inputs))  # noqa: ARG005
+        case nn.AdaptiveAvgPool2d(output_size=1 | (1, 1)):
+            return lambda weights, inputs: inputs.mean((3, 4), keepdim=True)  # noqa: ARG005
+        case nn.Flatten(start_dim=1, end_dim=-1):
+            return lambda weights, inputs: inputs.flatten(2)  # noqa: ARG005
+        case _ if type(module) in _ELEMENTWISE:
+            return lambda weights, inputs: module(inputs)  # noqa: ARG005
+        case _:
+            return None
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[T, N, in] → [T, N, out]."""
+    if weight.dim() == 2:
+        return F.linear(inputs, weight, bias)
+    if bias is None:
+        return torch.bmm(inputs, weight.transpose(1, 2))
+    return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
+
+
+def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
+    """[T, N, in, H, W] → [T, N, out, H', W'], tasks side by side as groups of channels."""
+    tasks = len(images)
+    if weight.dim() == 4:  # one weight for all: the tasks' rows are one batch, which is a view of the folded images
+        rows = _fold(images).unflatten(1, (tasks, -1)).flatten(0, 1)
+        outputs = F.conv2d(rows, weight, bias, module.stride, module.padding, module.dilation)
+        return outputs.unflatten(0, (-1, tasks)).transpose(0, 1)
+    outputs = F.conv2d(
+        _fold(images),
+        weight.flatten(0, 1),
+        None if bias is None else bias.flatten(),
+        module.stride,
+        module.padding,
+        module.dilation,
+        groups=tasks,
+    )
+    return _unfold(outputs, tasks)
+
+
+def _batch_norm(inputs: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    """Each task's rows by their own statistics; torch's own, exact to any order where `vmap` over it is not."""
+    tasks = len(inputs)
+    weight, bias = (each.repeat(tasks) if each.dim() == 1 else each.flatten() for each in (weight, bias))
+    folded = _fold(inputs)
+    if torch.compiler.is_compiling():  # which fuses the primitives with what is around them
+        over = [0, *range(2, folded.dim())]
+        shape = [1, -1, *[1] * (folded.dim() - 2)]
+        centred = folded - folded.mean(over, keepdim=True)
+        scale = torch.rsqrt(centred.square().mean(over, keepdim=True) + epsilon) * weight.view(shape)
+        return _unfold(torch.addcmul(bias.view(shape), centred, scale), tasks)
+    return _unfold(F.batch_norm(folded, None, None, weight, bias, training=True, eps=epsilon), tasks)
+
+
+def _layer_norm(inputs: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+    normalised = F.layer_norm(inputs, inputs.shape[-1:], eps=epsilon)
+    return torch.addcmul(bias.unsqueeze(-2), normalised, weight.unsqueeze(-2))
+
+
+def _fold(inputs: Tensor) -> Tensor:
+    """[T, N, C, ...] → [N, T·C, ...]; a view after the first layer."""
+    return inputs.transpose(0, 1).flatten(1, 2)
+
+
+def _unfold(inputs: Tensor, tasks: int) -> Tensor:
+    """[N, T·C, ...] → [T, N, C, ...]."""
+    return inputs.unflatten(1, (tasks, -1)).transpose(0, 1)
+
+
+# --- other networks --------------------------------------------------------------------------------------------------
+
+
+def _without_running_statistics(network: nn.Module) -> nn.Module:
+    network = copy.deepcopy(network).train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+    return network
+
+
+def _split(names: list[str], dimensions: dict[str, int], prefix: str, weights: Weights) -> tuple[Weights, Weights]:
+    """The network's weights by its own names: those with an axis of tasks, and those without."""
+    own = {name: weights[f"{prefix}{name}"] for name in names}
+    stacked = {name: value for name, value in own.items() if value.dim() > dimensions[name]}
+    return stacked, {name: value for name, value in own.items() if name not in stacked}
+
+
+def _vmapped(network: nn.Module, prefix: str) -> Layer:
+    dimensions = {name: parameter.dim() for name, parameter in network.named_parameters()}
+
+    def forward(weights: Weights, inputs: Tensor) -> Tensor:
+        stacked, shared = _split(list(dimensions), dimensions, prefix, weights)
+
+        def one(own: Weights, rows: Tensor) -> Tensor:
+            return functional_call(network, own | shared, (rows,))
+
+        return vmap(one, randomness="different")(stacked, inputs)
+
+    return forward
+
+
+def _looped(network: nn.Module, prefix: str) -> Layer:
+    """Task by task: `vmap` over torch's batch or instance norm has wrong second derivatives (torch 2.15)."""
+    dimensions = {name: parameter.dim() for name, parameter in network.named_parameters()}
+
+    def forward(weights: Weights, inputs: Tensor) -> Tensor:
+        stacked, shared = _split(list(dimensions), dimensions, prefix, weights)
+        return torch.stack(
+            [
+                functional_call(network, shared | {name: value[task] for name, value in stacked.items()}, (rows,))
+                for task, rows in enumerate(inputs)
+            ]
+        )
+
+    return forward

@@ -1,0 +1,213 @@
+"""The meta-training loop: one update of the meta-weights after another, with looks at validation tasks in between.
+
+Plain torch: who trains with it is told to it as a `World`, and what it finds it yields, as `training.loop` does. It
+writes nothing and knows neither Ray nor MLflow.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyshot import study as sections
+from polyshot.meta.engines import build_engine
+from polyshot.meta.engines.flat import FlatLayout
+from polyshot.meta.episodes import EpisodeSource, Split
+from polyshot.meta.evaluation import Scores, episode_batches, score
+from polyshot.meta.learners import Learner, build_learner
+from polyshot.meta.networks import build_network
+from polyshot.meta.stacked import Weights
+from polyshot.seeds import derive_seed
+from polyshot.study import Study
+from polyshot.training.loop import Epoch, TrainingDivergedError, choose_device
+from polyshot.training.optimisers import AdamW
+from polyshot.training.world import World
+
+
+class MetaRun:
+    """One meta-training of one learner: all its state, and the updates that change it.
+
+    Episodes are a function of (seed, iteration), each meta-batch is shared out to the workers and its meta-gradient is
+    the mean over all of its tasks, so that the number of workers changes the speed alone. `state_dict` is all that it
+    takes to go on.
+
+    An `Epoch` here is what lies between two looks at the validation tasks.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        source: EpisodeSource,
+        *,
+        device: torch.device | None = None,
+        world: World | None = None,
+        note: Callable[[str], None] = lambda _: None,
+        start: Weights | None = None,
+    ):
+        """`start`: weights to begin from in place of fresh ones, by the names of the learner's (some or all).
+
+        Raises:
+            StudyError: for a network or a learner that does not fit the tasks.
+            ResourceError: when there are more workers than tasks in a batch, or no such device.
+        """
+        self.study = study
+        self.source = source
+        self.world = world or World()
+        self.device = device or choose_device(study)
+        self._settings = study.meta
+        network = build_network(study, source.shape, source.outputs)
+        self.learner: Learner = build_learner(self._settings.learner, network, source.objective)
+        weights = self.learner.weights() | (start or {})
+        self.layout = FlatLayout.of(weights)
+        self._flat = nn.Parameter(self.layout.join(weights).to(self.device))
+        self._engine = build_engine(
+            self.learner, self.layout, engine=self._settings.engine, compile=self._settings.compile, note=note
+        )
+        adam = sections.AdamW(learning_rate=self._settings.learning_rate, weight_decay=0.0)
+        self._optimiser = AdamW(adam, [self._flat])
+
+        self.iteration = 0
+        self._loss_sum = torch.zeros((), device=self.device)  # since the last look
+        self._looked = time.perf_counter()
+        self.history: list[Epoch] = []
+        self.best: Epoch | None = None
+        self._best_flat: Tensor | None = None
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def iterations(self) -> Iterator[Epoch | None]:
+        """Train until the budget is used, validation stops improving or the loss is no longer a number.
+
+        Yields after every iteration: an epoch when the validation tasks were looked at, else None.
+        """
+        while not self.finished:
+            self._iterate()
+            is_last = self.iteration == self._settings.iterations
+            yield self._look() if self.iteration % self._settings.validate_every == 0 or is_last else None
+
+    def epochs(self) -> Iterator[Epoch]:
+        """The epochs of `iterations`."""
+        return (epoch for epoch in self.iterations() if epoch is not None)
+
+    @property
+    def finished(self) -> bool:
+        if self.iteration >= self._settings.iterations:
+            return True
+        if not self.history:
+            return False
+        last, stopping = self.history[-1], self._settings.early_stopping
+        if not math.isfinite(last.metrics["train/loss"]):
+            return True
+        return stopping is not None and last.number - (self.best.number if self.best else 0) >= stopping.patience
+
+    def _iterate(self) -> None:
+        settings, world = self._settings, self.world
+        generator = torch.Generator().manual_seed(derive_seed(self.study.seed, "episodes", self.iteration))
+        episodes = self.source.sample("train", settings.tasks_per_batch, generator, world.share).to(self.device)
+        progress = self.iteration / settings.iterations
+        remaining = settings.iterations - self.iteration
+        loss, gradient = self._engine.gradient(self._flat, episodes, progress, remaining)
+        part = len(episodes) / settings.tasks_per_batch
+        gradient = world.sum(gradient * part)
+        if settings.clip_norm is not None:
+            gradient *= (settings.clip_norm / gradient.norm()).clamp(max=1)
+        self._flat.grad = gradient
+        self._optimiser.learning_rate = self._learning_rate(progress)
+        self._optimiser.step()
+        self._loss_sum += loss * part
+        self.iteration += 1
+
+    def _learning_rate(self, progress: float) -> float:
+        rate = self._settings.learning_rate
+        return rate * (1 + math.cos(math.pi * progress)) / 2 if self._settings.schedule == "cosine" else rate
+
+    def _look(self) -> Epoch:
+        since = self.iteration - self._iterations_before()
+        loss = self.world.sum(self._loss_sum).item() / since
+        self._loss_sum.zero_()
+        # All workers judge all tasks: they must agree on whether to go on.
+        scores = self._score(self.weights(), "validation", self._settings.validation_tasks, self._steps)
+        values = self.world.from_first(torch.stack([scores.losses[-1].mean(), scores.metrics[-1].mean()]))
+        validation_loss, metric = values.tolist()
+        metrics = {
+            "train/loss": loss,
+            "learning_rate": self._optimiser.learning_rate,
+            "val/loss": validation_loss,
+            f"val/{self.source.name}/{self.source.objective.metric}": metric,
+        }
+        is_best = math.isfinite(validation_loss) and (
+            self.best is None or validation_loss < self.best.metrics["val/loss"]
+        )
+        now = time.perf_counter()
+        epoch = Epoch(len(self.history) + 1, metrics, now - self._looked, is_best)
+        self._looked = now
+        self.history.append(epoch)
+        if is_best:
+            self.best = epoch
+            self._best_flat = self._flat.detach().clone()
+        return epoch
+
+    def _iterations_before(self) -> int:
+        return len(self.history) * self._settings.validate_every
+
+    @property
+    def _steps(self) -> int:
+        """Steps within a task; 0 for a learner that solves for its solution."""
+        return getattr(self._settings.learner, "steps", 0)
+
+    # --- its results -------------------------------------------------------------------------------------------------
+
+    def weights(self) -> Weights:
+        """The meta-weights as they are now."""
+        return self.layout.split(self._flat.detach())
+
+    def best_weights(self) -> Weights:
+        """The meta-weights that did best on the validation tasks.
+
+        Raises:
+            TrainingDivergedError: when they never gave a finite loss.
+        """
+        if self._best_flat is None:
+            raise TrainingDivergedError(
+                "meta-training diverged: the loss is not a number; lower meta.learning_rate "
+                f"(now {self._settings.learning_rate:g}) or meta.learner.rate, or set meta.clip_norm"
+            )
+        return self.layout.split(self._best_flat)
+
+    def evaluate(self, split: Split, tasks: int, steps: int) -> Scores:
+        """How the best weights do on tasks of a split, after each of `steps` steps."""
+        return self._score(self.best_weights(), split, tasks, steps)
+
+    def _score(self, weights: Weights, split: Split, tasks: int, steps: int) -> Scores:
+        batches = episode_batches(self.study, self.source, split, tasks)
+        return score(self.learner, weights, (episodes.to(self.device) for episodes in batches), steps)
+
+    # --- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it takes to go on: tensors and plain values only, so that it loads with `weights_only=True`."""
+        return {
+            "iteration": self.iteration,
+            "weights": self._flat.detach(),
+            "optimiser": self._optimiser.state_dict(),
+            "loss_sum": self._loss_sum,
+            "history": [asdict(epoch) for epoch in self.history],
+            "best_weights": self._best_flat,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.iteration = state["iteration"]
+        with torch.no_grad():
+            self._flat.copy_(state["weights"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._loss_sum = state["loss_sum"].to(self.device)
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.best = next((epoch for epoch in reversed(self.history) if epoch.is_best), None)
+        best = state["best_weights"]
+        self._best_flat = None if best is None else best.to(self.device)

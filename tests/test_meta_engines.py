@@ -1,0 +1,162 @@
+"""The vectorised engine computes learn2learn's meta-gradient, whatever the network, the order and the steps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers_meta import convolutions, learner, mlp, pictures, start, waves
+from torch import Tensor, nn
+
+from polyshot.errors import StudyError
+from polyshot.meta.engines import Engine, build_engine
+from polyshot.meta.engines.learn2learn import Learn2LearnEngine
+from polyshot.meta.engines.vectorised import VectorisedEngine
+from polyshot.meta.episodes.base import Episodes
+from polyshot.meta.learners import Learner
+from polyshot.meta.networks import FewShotNetwork
+
+
+def engine(made: Learner, kind: str, compile: str = "never", notes: list[str] | None = None) -> Engine:
+    said = notes if notes is not None else []
+    return build_engine(made, start(made)[0], engine=kind, compile=compile, note=said.append)
+
+
+def both(made: Learner, episodes: Episodes) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    flat = start(made)[1]
+    return tuple(engine(made, kind).gradient(flat, episodes, 0.0, 1) for kind in ("vectorised", "learn2learn"))
+
+
+def assert_same_gradient(made: Learner, episodes: Episodes) -> None:
+    (loss, gradient), (their_loss, theirs) = both(made, episodes)
+    assert theirs.abs().max() > 1e-4
+    torch.testing.assert_close(gradient, theirs, rtol=1e-8, atol=1e-8 * theirs.abs().max().item())
+    torch.testing.assert_close(loss, their_loss, rtol=1e-10, atol=0)
+
+
+NETWORKS = {
+    "mlp": (lambda: mlp(), waves),
+    "mlp with batch norm": (lambda: mlp("batch"), waves),
+    "mlp with layer norm": (lambda: mlp("layer"), waves),
+    "cnn with strides": (lambda: convolutions("stride"), pictures),
+    "cnn with pooling": (lambda: convolutions("max_pool"), pictures),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("kind", ["maml", "first_order_maml"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_meta_gradient_is_that_of_learn2learn(network: str, kind: str, steps: int) -> None:
+    make, episodes = NETWORKS[network]
+    assert_same_gradient(learner(kind, make(), steps=steps), episodes())
+
+
+@pytest.mark.parametrize("kind", ["anil", "meta_sgd", "meta_curvature", "reptile"])
+@pytest.mark.parametrize("network", ["mlp with batch norm", "cnn with strides"])
+def test_relatives_of_maml_have_the_meta_gradient_of_learn2learn(network: str, kind: str) -> None:
+    make, episodes = NETWORKS[network]
+    assert_same_gradient(learner(kind, make()), episodes())
+
+
+def test_protonets_have_the_meta_gradient_of_learn2learn() -> None:
+    assert_same_gradient(learner("protonet", convolutions()), pictures())
+
+
+def test_rows_that_fill_up_an_episode_do_not_count() -> None:
+    episodes = waves()
+    mask = torch.ones_like(episodes.query_labels, dtype=torch.bool)
+    mask[0, 2:] = mask[2, 3:] = False
+    masked = replace(episodes, query_mask=mask)
+    assert_same_gradient(learner("maml", mlp()), masked)
+    gradients = []
+    for value in (0.0, 100.0):
+        labels = torch.where(mask, episodes.query_labels, value)
+        gradients.append(both(learner("maml", mlp()), replace(masked, query_labels=labels))[0][1])
+    assert torch.equal(*gradients)
+
+
+class Residual(nn.Module):
+    """A network of a user's that is no chain of layers."""
+
+    def __init__(self, normalise: bool):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 6), nn.Linear(6, 6)
+        self.normalise = nn.BatchNorm1d(6) if normalise else nn.Identity()
+
+    def forward(self, rows: Tensor) -> Tensor:
+        hidden = torch.tanh(self.inner(rows))
+        return hidden + torch.tanh(self.normalise(self.outer(hidden)))
+
+
+@pytest.mark.parametrize(("normalise", "way"), [(False, "vmap"), (True, "loop")])
+@pytest.mark.parametrize("kind", ["maml", "anil"])
+def test_networks_that_are_no_chain_of_known_layers_have_the_same_gradient(
+    kind: str, normalise: bool, way: str
+) -> None:
+    torch.manual_seed(0)
+    made = learner(kind, FewShotNetwork(Residual(normalise), nn.Linear(6, 1)).double())
+    assert made.forward_pass.way == way
+    assert_same_gradient(made, waves())
+
+
+def test_auto_leaves_what_it_cannot_vectorise_to_learn2learn_and_says_so() -> None:
+    notes: list[str] = []
+    network = FewShotNetwork(Residual(normalise=True), nn.Linear(6, 1)).double()
+    assert isinstance(engine(learner("maml", network), "auto", notes=notes), Learn2LearnEngine)
+    assert len(notes) == 1 and "learn2learn" in notes[0]
+    # learn2learn has no ridge head: the loop over tasks is then the engine's own.
+    assert isinstance(engine(learner("ridge", network), "auto", notes=notes), VectorisedEngine)
+    assert isinstance(engine(learner("maml", mlp()), "auto", notes=notes), VectorisedEngine)
+    assert len(notes) == 1
+
+
+@pytest.mark.parametrize("options", [{"kind": "ridge"}, {"kind": "maml", "per_step_rates": True}])
+def test_learn2learn_is_refused_where_it_has_no_such_learner(options: dict) -> None:
+    with pytest.raises(StudyError, match="meta.engine"):
+        engine(learner(network=mlp(), **options), "learn2learn")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["maml", "first_order_maml"])
+def test_a_compiled_meta_gradient_is_the_same(kind: str) -> None:
+    made = learner(kind, convolutions("stride"))
+    flat, episodes, notes = start(made)[1], pictures(), []
+    loss, gradient = engine(made, "vectorised").gradient(flat, episodes, 0.0, 1)
+    compiled = engine(made, "vectorised", "always", notes).gradient(flat, episodes, 0.0, 1)
+    assert notes == []
+    torch.testing.assert_close(compiled[1], gradient, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(compiled[0], loss)
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    made, notes = learner("maml", mlp()), []
+    flat, episodes = start(made)[1], waves()
+    compiled = engine(made, "vectorised", "always", notes)
+    gradients = [compiled.gradient(flat, episodes, 0.0, 1)[1] for _ in range(2)]
+    assert torch.equal(gradients[0], engine(made, "vectorised").gradient(flat, episodes, 0.0, 1)[1])
+    assert len(notes) == 1 and "not compiled" in notes[0]
+
+
+def test_compilation_waits_until_the_iterations_repay_it(monkeypatch) -> None:
+    made = learner("maml", mlp())
+    made_engine = engine(made, "vectorised", "auto")
+    begun = []
+    monkeypatch.setattr(made_engine, "_compile", lambda: begun.append(True) or (lambda flat, *_: (flat.sum(), flat)))
+    flat, episodes = start(made)[1], waves()
+    for _ in range(12):
+        made_engine.gradient(flat, episodes, 0.0, 1000)  # some seconds
+    assert not begun
+    made_engine.gradient(flat, episodes, 0.0, 10**7)
+    assert begun
+
+
+def test_learn2learn_is_imported_without_its_banner() -> None:
+    code = "from polyshot.meta.engines.learn2learn import library; library().algorithms.MAML"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
