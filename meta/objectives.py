@@ -35,14 +35,17 @@ class Objective(ABC):
 
 
 class SquaredError(Objective):
-    """Regression of one number."""
+    """Regression of one number; the metric is in the square of its own units, of which labels are multiples of `scale`."""
 
     metric = "mse"
     higher_is_better = False
     label_type = torch.float32
 
+    def __init__(self, scale: float = 1.0):
+        self._scale = scale
+
     def metrics(self, outputs: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.losses(outputs, labels, mask)
+        return self.losses(outputs, labels, mask) * self._scale**2
 
     def targets(self, labels: Tensor, outputs: int) -> Tensor:
         assert outputs == 1

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from polyshot import study as sections
+from polyshot.errors import ResourceError
 from polyshot.meta.engines import build_engine
 from polyshot.meta.engines.flat import FlatLayout
 from polyshot.meta.episodes import EpisodeSource, Split
@@ -48,9 +49,15 @@ class MetaRun:
         device: torch.device | None = None,
         world: World | None = None,
         note: Callable[[str], None] = lambda _: None,
+        learner: Learner | None = None,
         start: Weights | None = None,
     ):
-        """`start`: weights to begin from in place of fresh ones, by the names of the learner's (some or all).
+        """A run that has not begun.
+
+        Args:
+            note: is told in a sentence what the user should know of how the run is done.
+            learner: in place of the study's.
+            start: weights to begin from in place of fresh ones, by the names of the learner's (some or all).
 
         Raises:
             StudyError: for a network or a learner that does not fit the tasks.
@@ -61,8 +68,14 @@ class MetaRun:
         self.world = world or World()
         self.device = device or choose_device(study)
         self._settings = study.meta
-        network = build_network(study, source.shape, source.outputs)
-        self.learner: Learner = build_learner(self._settings.learner, network, source.objective)
+        if study.meta.tasks_per_batch < self.world.size:
+            raise ResourceError(
+                f"meta.tasks_per_batch: {study.meta.tasks_per_batch} tasks cannot be shared out to "
+                f"{self.world.size} workers; raise it, or lower scale.workers"
+            )
+        self.learner = learner or build_learner(
+            self._settings.learner, build_network(study, source.shape, source.outputs), source.objective
+        )
         weights = self.learner.weights() | (start or {})
         self.layout = FlatLayout.of(weights)
         self._flat = nn.Parameter(self.layout.join(weights).to(self.device))
@@ -132,7 +145,7 @@ class MetaRun:
         loss = self.world.sum(self._loss_sum).item() / since
         self._loss_sum.zero_()
         # All workers judge all tasks: they must agree on whether to go on.
-        scores = self._score(self.weights(), "validation", self._settings.validation_tasks, self._steps)
+        scores = self._score(self.weights(), "validation", self._settings.validation_tasks, self.steps)
         values = self.world.from_first(torch.stack([scores.losses[-1].mean(), scores.metrics[-1].mean()]))
         validation_loss, metric = values.tolist()
         metrics = {
@@ -157,9 +170,9 @@ class MetaRun:
         return len(self.history) * self._settings.validate_every
 
     @property
-    def _steps(self) -> int:
+    def steps(self) -> int:
         """Steps within a task; 0 for a learner that solves for its solution."""
-        return getattr(self._settings.learner, "steps", 0)
+        return getattr(self.learner, "steps", 0)
 
     # --- its results -------------------------------------------------------------------------------------------------
 

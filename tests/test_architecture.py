@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("saved_model", "results", "outcomes"),
     ("training.distributed", "report"),
-    ("searching", "meta"),
+    ("searching", "meta", "affinities"),
     ("verbs", "display"),
     ("cli", "__init__"),
     ("__main__",),

@@ -40,7 +40,7 @@ class Groups:
         self.example = prepared.example
         self.shape = (prepared.train.features.shape[1],)
         self.outputs = 1 if self.target.classes is None else len(self.target.classes)
-        self.objective: Objective = SquaredError() if self.target.classes is None else CrossEntropy()
+        self.objective: Objective = SquaredError(self.target.scale) if self.target.classes is None else CrossEntropy()
         self.notes: list[str] = []
         self._support = settings.support
         self._query = settings.query

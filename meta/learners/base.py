@@ -66,6 +66,17 @@ class Learner(ABC):
             progress: [] from 0 to 1, how far meta-training has come.
         """
 
+    @abstractmethod
+    def body(self, weights: Weights, adapted: Adapted) -> Weights:
+        """The parameters of the network's body for an adapted state, by their names in it."""
+
+    @abstractmethod
+    def linear(self, weights: Weights, adapted: Adapted) -> tuple[Tensor, Tensor]:
+        """The head for an adapted state, a linear function of features whatever the learner.
+
+        Weight [T, O, F] and bias [T, O]; classification logits may lack a term that all classes have in common.
+        """
+
     def reference(self) -> Any:
         """A `engines.learn2learn.Reference`: the same learner by learn2learn, or None where that has none."""
         return None

@@ -36,6 +36,10 @@ class FeatureLearner(Learner):
     def outputs(self, weights: Weights, adapted: Adapted, inputs: Tensor) -> Tensor:
         return self.predict(weights, adapted, self._body(weights, inputs))
 
+    def body(self, weights: Weights, adapted: Adapted) -> Weights:
+        del adapted
+        return {name.removeprefix("body."): value for name, value in weights.items() if name.startswith("body.")}
+
     def loss(self, weights: Weights, episodes: Episodes, progress: Tensor, differentiate: Differentiate) -> Tensor:
         del progress
         (solution,) = self.adapt(weights, episodes.support, episodes.support_labels, 0, differentiate)

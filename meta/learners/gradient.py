@@ -80,6 +80,14 @@ class GradientLearner(Learner):
         features = self._body(weights if self.head_only else adapted, inputs)
         return self._head(adapted, features)
 
+    def body(self, weights: Weights, adapted: Adapted) -> Weights:
+        chosen = weights | adapted
+        return {name.removeprefix("body."): chosen[name] for name in self._names if name.startswith("body.")}
+
+    def linear(self, weights: Weights, adapted: Adapted) -> tuple[Tensor, Tensor]:
+        del weights
+        return adapted["head.weight"], adapted["head.bias"]
+
     # --- over tasks --------------------------------------------------------------------------------------------------
 
     def loss(self, weights: Weights, episodes: Episodes, progress: Tensor, differentiate: Differentiate) -> Tensor:

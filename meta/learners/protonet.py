@@ -31,6 +31,12 @@ class ProtoNet(FeatureLearner):
         distances = torch.baddbmm(squares, features, means.transpose(1, 2), alpha=-2)  # [T, N, W]
         return (-distances).masked_fill(adapted["missing"].unsqueeze(1), -torch.inf)
 
+    def linear(self, weights: Weights, adapted: Adapted) -> tuple[Tensor, Tensor]:
+        # −|f − c|² is 2 c·f − |c|² and a term that all classes have in common.
+        del weights
+        means = adapted["prototypes"]
+        return 2 * means, (-means.square().sum(2)).masked_fill(adapted["missing"], -torch.inf)
+
     def reference(self) -> Any:
         from polyshot.meta.engines.learn2learn import protonet
 

@@ -27,7 +27,7 @@ class Ridge(FeatureLearner):
 
     def weights(self) -> Weights:
         weights = super().weights()
-        like = next(iter(weights.values()))
+        like = self.network.head.weight.detach()
         own = {PENALTY: like.new_tensor([self._penalty]).log()}
         if isinstance(self.objective, CrossEntropy):
             own |= {SCALE: like.new_ones(1), SHIFT: like.new_zeros(1)}
@@ -39,6 +39,11 @@ class Ridge(FeatureLearner):
         gram = features @ features.transpose(1, 2)  # [T, K, K]
         penalties = weights[PENALTY].exp() * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
         return {"solution": features.transpose(1, 2) @ torch.linalg.solve(gram + penalties, targets)}
+
+    def linear(self, weights: Weights, adapted: Adapted) -> tuple[Tensor, Tensor]:
+        solution = adapted["solution"].transpose(1, 2)  # [T, O, F + 1]
+        weight, bias = solution[..., :-1], solution[..., -1]
+        return (weight * weights[SCALE], bias * weights[SCALE] + weights[SHIFT]) if SCALE in weights else (weight, bias)
 
     def predict(self, weights: Weights, adapted: Adapted, features: Tensor) -> Tensor:
         fitted = _with_constant(features) @ adapted["solution"]

@@ -13,17 +13,23 @@ from polyshot.errors import PolyshotError
 if TYPE_CHECKING:
     from polyshot.saved_model import SavedModel
     from polyshot.study import Study
+    from polyshot.verbs.affinity import affinity
+    from polyshot.verbs.adapt import adapt
     from polyshot.verbs.compare import compare
+    from polyshot.verbs.meta import meta_learn
     from polyshot.verbs.predict import predict
     from polyshot.verbs.search import search
     from polyshot.verbs.train import train
 
-__all__ = ["PolyshotError", "SavedModel", "Study", "compare", "predict", "search", "train"]
+__all__ = ["PolyshotError", "SavedModel", "Study", "affinity", "compare", "predict", "search", "train"]
 
 _LAZY = {
     "SavedModel": "polyshot.saved_model",
     "Study": "polyshot.study",
+    "affinity": "polyshot.verbs.affinity",
+    "adapt": "polyshot.verbs.adapt",
     "compare": "polyshot.verbs.compare",
+    "meta_learn": "polyshot.verbs.meta",
     "predict": "polyshot.verbs.predict",
     "search": "polyshot.verbs.search",
     "train": "polyshot.verbs.train",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from polyshot.display import Display
     from polyshot.study import Study
+    from polyshot.verbs.affinity import AffinityResult
     from polyshot.verbs.search import SearchResult
     from polyshot.verbs.train import TrainResult
 
@@ -159,6 +160,90 @@ def search(
     _print_comparison(console, result.metrics)
     _print_verdict(console, study, result)
     _print_next(console, study, result.folder)
+
+
+@app.command()
+def affinity(
+    study_file: StudyFile,
+    settings: Settings = None,
+    method: Annotated[
+        str,
+        typer.Option(help="gradients or lookahead (one training), or pairwise (a training for every pair of tasks)."),
+    ] = "gradients",
+    networks: Annotated[int, typer.Option(help="At most so many networks, among which tasks are divided.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Measure which tasks help each other; print the matrix and write the studies of the best groups."""
+    study = _load(study_file, settings)
+    with _at_work(study, "affinity") as display:
+        from polyshot.verbs.affinity import affinity as run_affinity
+
+        result = run_affinity(study, method, networks, progress=display)  # type: ignore[arg-type]  # it checks
+    if as_json:
+        _print_json(
+            {
+                "method": result.method,
+                "affinity": result.matrix.to_dict(orient="index"),
+                "conflict": None if result.conflicts is None else result.conflicts.to_dict(orient="index"),
+                "groups": result.groups.to_dict(orient="records"),
+                "studies": [str(path) for path in result.studies],
+                "folder": str(result.folder),
+                "mlflow_run_id": result.mlflow_id,
+            }
+        )
+        return
+    console = _console()
+    _print_table(console, result.matrix.reset_index(names=""), "what learning a task (row) does for others (column)")
+    if result.conflicts is not None:
+        _print_table(console, result.conflicts.reset_index(names=""), "\nshare of batches in which gradients conflict")
+    _print_groups(console, study_file, result)
+
+
+@app.command()
+def meta(
+    study_file: StudyFile,
+    settings: Settings = None,
+    baselines: Annotated[bool, typer.Option(help="Also judge what the learner has to beat.")] = True,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """Meta-learn: learn from many tasks to adapt to a new one from a few rows; judged beside baselines."""
+    study = _load(study_file, settings)
+    with _at_work(study, "meta") as display:
+        from polyshot.verbs.meta import meta_learn
+
+        result = meta_learn(study, baselines=baselines, fresh=fresh, progress=display)
+    if as_json:
+        _print_json(
+            {
+                "table": result.table.to_dict(orient="records"),
+                "verdicts": result.verdicts.to_dict(orient="records"),
+                "folder": str(result.folder),
+                "mlflow_run_id": result.mlflow_id,
+            }
+        )
+        return
+    console = _console()
+    _print_table(console, result.table, f"{study.meta.test_tasks} test tasks, mean ± 95 %")
+    console.print()
+    if len(result.verdicts):
+        _print_table(console, result.verdicts, "meta-learnt over each baseline (positive: better), mean ± paired 95 %")
+    console.print(f"\nlearner   {_shown(result.folder) / 'learner'}")
+    console.print(f"adapt     polyshot adapt {_shown(result.folder)} support.csv")
+
+
+@app.command()
+def adapt(
+    run: Annotated[str, typer.Argument(help="A meta-learning run's folder, or its study's file or name.")],
+    support: Annotated[str, typer.Argument(help="A CSV or Parquet file of the new group's labelled rows.")],
+    steps: Annotated[int | None, typer.Option(help="Gradient steps; as in meta-training by default.", min=0)] = None,
+    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+) -> None:
+    """Adapt a meta-learnt learner to the labelled rows of a new group; saves a model that predicts."""
+    from polyshot.verbs.adapt import adapt as run_adapt
+
+    result = run_adapt(run, support, steps=steps, storage=storage)
+    typer.echo(f"adapted to {result.rows} labelled rows\npredict   polyshot predict {_shown(result.folder)} rows.csv")
 
 
 @app.command()
@@ -362,12 +447,38 @@ def _print_verdict(console: Console, study: Study, result: TrainResult | SearchR
             console.print(f"{words}: {', '.join(tasks)}.")
 
 
+def _print_groups(console: Console, study_file: Path, result: AffinityResult) -> None:
+    """The networks proposed, and the commands that train them."""
+    import pandas as pd
+
+    lists = result.groups[["tasks", "serves"]].map(", ".join)
+    values = [", ".join(f"{value:+.3g}" for value in row) for row in result.groups["predicted"]]
+    title = "\nproposed networks, and what they are predicted to give the tasks they serve (0: as alone)"
+    _print_table(console, pd.concat([lists, pd.Series(values, lists.index, name="predicted")], axis=1), title)
+    console.print(f"\nplot      {_near(result.folder)}/plots/affinity.png")
+    for path in result.studies:
+        console.print(f"train     polyshot train {_near(path)}")
+    if result.is_partition and len(result.studies) > 1:
+        groups = "[" + ", ".join(f"[{tasks}]" for tasks in lists["tasks"]) + "]"
+        sharing = f"--set 'model.sharing={{kind: grouped, groups: {groups}}}'"
+        console.print(f"or        polyshot train {study_file} {sharing}  (one model)", markup=False)
+
+
+def _near(path: Path) -> Path:
+    """The path as it is typed from here."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _print_next(console: Console, study: Study, folder: Path) -> None:
     store = "" if study.storage == "polyshot-runs" else f" --storage {study.storage}"
-    folder = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    folder = _near(folder)
     console.print(f"\nmodel     {folder / 'model'}")
     console.print(f"predict   polyshot predict {folder} rows.csv")
     console.print(f"compare   polyshot compare {study.name}{store}, or polyshot ui{store} for MLflow")
+
+
+def _shown(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 # --- the entry -------------------------------------------------------------------------------------------------------

@@ -89,22 +89,25 @@ def save_model(folder: Path, study: Study, prepared: Prepared, run: TrainingRun)
         TrainingDivergedError: when the run kept no epoch.
     """
     run.restore_best()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
-    (folder / "targets.json").write_text(
-        json.dumps([target.to_dict() for target in prepared.targets], indent=2), encoding="utf-8"
-    )
-    prepared.features.save(folder)
-    weights = {name: value.cpu() for name, value in run.model.state_dict().items()}
-    torch.save(weights, folder / "weights.pt")
     saved = SavedModel(study, run.model.cpu().eval(), prepared.features, prepared.targets)
-    example = prepared.example
+    write_model(folder, saved, prepared.example)
+    return saved
+
+
+def write_model(folder: Path, saved: SavedModel, example: pd.DataFrame) -> None:
+    """Write `saved` to `folder`, with `example`, some raw rows, and a signature for MLflow."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(saved.study.to_yaml(), encoding="utf-8")
+    (folder / "targets.json").write_text(
+        json.dumps([target.to_dict() for target in saved.targets], indent=2), encoding="utf-8"
+    )
+    saved.features.save(folder)
+    torch.save({name: value.cpu() for name, value in saved.model.state_dict().items()}, folder / "weights.pt")
     (folder / "input_example.json").write_text(
         example.to_json(orient="split", index=False, date_format="iso"), encoding="utf-8"
     )
     signature = {"inputs": _schema(example), "outputs": _schema(saved.predict(example)), "params": None}
     (folder / "signature.json").write_text(json.dumps(signature, indent=2), encoding="utf-8")
-    return saved
 
 
 def _schema(table: pd.DataFrame) -> str:

@@ -730,6 +730,9 @@ MetaLearner = Annotated[
 ]
 
 
+EPISODES = "episodes"  # what `data` and `tasks` are called where episodes are made of no table
+
+
 class Meta(Section):
     """Meta-learning: from what tasks and how a model is learnt that adapts to a new task from a few labelled rows."""
 
@@ -857,6 +860,16 @@ class Study(Section):
     tracking: Tracking = Field(default_factory=Tracking)
 
     _folder: Path = PrivateAttr(default_factory=Path)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _episodes_may_be_the_data(cls, values: Any) -> Any:
+        """Episodes that are made of no table stand for `data` and `tasks`, which then may be left out."""
+        episodes: Any = values
+        for key in ("meta", "episodes", "kind"):
+            episodes = episodes.get(key) if isinstance(episodes, Mapping) else None
+        kind = {"sinusoids": "regression", "classes": "multiclass"}.get(episodes) if episodes else None
+        return {"data": {"source": EPISODES}, "tasks": {EPISODES: {"kind": kind}}, **values} if kind else values
 
     @field_validator("tasks")
     @classmethod

@@ -69,40 +69,30 @@ class Prepared:
 
     def for_task(self, task: str) -> Prepared:
         """The same splits and features with one task, and the rows that have its label, as when it is learnt alone."""
-        place = [target.task for target in self.targets].index(task)
-
-        def alone(examples: Examples) -> Examples:
-            known = examples.mask[:, place]
-            column = slice(place, place + 1)
-            return Examples(examples.features[known], examples.targets[known, column], examples.mask[known, column])
-
-        def of_rows_alone(of_rows: dict[str, Rows]) -> dict[str, Rows]:
-            return {split: values[splits[split].mask[:, place].numpy()] for split, values in of_rows.items()}
-
-        splits = dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
-        return replace(
-            self,
-            train=alone(self.train),
-            validation=alone(self.validation),
-            test=alone(self.test),
-            targets=[self.targets[place]],
-            rows=of_rows_alone(self.rows),
-            groups=of_rows_alone(self.groups),
-        )
+        return self.for_tasks([task])
 
     def for_tasks(self, tasks: Sequence[str]) -> Prepared:
-        """The same rows and features with some of the tasks, in the order given, as when only they are learnt."""
-        places = [[target.task for target in self.targets].index(task) for task in tasks]
+        """The same splits and features with some of the tasks, in the order given, and the rows that have a label."""
+        names = [target.task for target in self.targets]
+        places = [names.index(task) for task in tasks]
+        splits = dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
+        known = {split: examples.mask[:, places].any(1) for split, examples in splits.items()}
 
-        def together(examples: Examples) -> Examples:
-            return Examples(examples.features, examples.targets[:, places], examples.mask[:, places])
+        def chosen(split: str) -> Examples:
+            examples, rows = splits[split], known[split]
+            return Examples(examples.features[rows], examples.targets[rows][:, places], examples.mask[rows][:, places])
+
+        def of_rows(values: dict[str, Rows]) -> dict[str, Rows]:
+            return {split: of_split[known[split].numpy()] for split, of_split in values.items()}
 
         return replace(
             self,
-            train=together(self.train),
-            validation=together(self.validation),
-            test=together(self.test),
+            train=chosen("train"),
+            validation=chosen("validation"),
+            test=chosen("test"),
             targets=[self.targets[place] for place in places],
+            rows=of_rows(self.rows),
+            groups=of_rows(self.groups),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -122,6 +123,36 @@ def improvement_per_task(metrics: pd.DataFrame, path: Path) -> Path:
     axis.set_xlabel(words)
     axis.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
+
+
+def affinity_heat_map(matrix: pd.DataFrame, words: str, folder: Path) -> Path:
+    """What each task (row) is to each other one (column), blue where it helps and red where it harms.
+
+    Args:
+        words: what the numbers are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    values = matrix.to_numpy(dtype=float, copy=True)
+    np.fill_diagonal(values, np.nan)  # a task itself would set the scale
+    largest = np.nanmax(np.abs(values), initial=0) or 1.0
+    size = 0.7 * len(matrix) + 1.5
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axis = figure.subplots()
+    image = axis.imshow(values, cmap="RdBu", vmin=-largest, vmax=largest)  # ColorBrewer's, for the colour-blind as well
+    for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
+        value = values[row, column]
+        light = abs(value) > 0.6 * largest
+        axis.text(
+            column, row, f"{value:.2g}", ha="center", va="center", fontsize=8, color="white" if light else "black"
+        )
+    axis.set_xticks(range(len(matrix)), matrix.columns, rotation=45, ha="right")
+    axis.set_yticks(range(len(matrix)), matrix.index)
+    axis.set_xlabel("does this for")
+    axis.set_ylabel("learning")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    figure.colorbar(image, ax=axis, shrink=0.8, label=words).outline.set_visible(False)
+    return _save(figure, folder / "affinity.png")
 
 
 def _save(figure: Figure, path: Path) -> Path:

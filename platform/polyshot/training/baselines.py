@@ -66,7 +66,7 @@ def train_baselines(study: Study, prepared: Prepared, cache: Path, progress: Pro
 
 def _baseline(study: Study, task: str, prepared: Prepared, cache: Path, progress: Progress) -> Baseline:
     alone = prepared.for_task(task)
-    path = cache / f"{task}-{study.digest(*SECTIONS)}-{_data_digest(alone)}.json"
+    path = cache / f"{task}-{study.digest(*SECTIONS)}-{data_digest(alone)}.json"
     if path.exists():
         return _read(path)
     run = TrainingRun(study, alone)
@@ -82,18 +82,21 @@ def _baseline(study: Study, task: str, prepared: Prepared, cache: Path, progress
     return baseline
 
 
-def _data_digest(prepared: Prepared) -> str:
+def data_digest(prepared: Prepared) -> str:
     """Eight hexadecimal digits that change with the rows: those of a file may change, and a table may replace them."""
     digest = hashlib.sha256()
     for examples in (prepared.train, prepared.validation, prepared.test):
-        for tensor in (examples.features, examples.targets):
-            digest.update(tensor.numpy())
+        for tensor in (examples.features, examples.targets, examples.mask):
+            digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:8]
 
 
 def _write(path: Path, baseline: Baseline) -> None:
     """The outputs first: where there is the JSON, there is all of it."""
-    write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, **baseline.outputs))
+    outputs = baseline.outputs
+    write_atomically(
+        path.with_suffix(".npz"), lambda file: np.savez(file, validation=outputs["validation"], test=outputs["test"])
+    )
     saved = asdict(baseline)
     del saved["outputs"]
     write_json(path, saved)

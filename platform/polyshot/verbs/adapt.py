@@ -1,0 +1,105 @@
+"""`polyshot adapt`: a meta-learnt learner on the labelled rows of a new task, saved as a model that predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polyshot.errors import RunError
+from polyshot.run_folder import RunFolder
+from polyshot.study import Study
+from polyshot.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from polyshot.saved_model import SavedModel
+
+LEARNER = "learner"  # the folder of a meta-learner in its run's
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """A model of one task, made from a few of its rows.
+
+    Attributes:
+        rows: labelled rows that it was made from.
+        folder: the run's folder, which holds the model.
+        mlflow_id: the MLflow run's id, or None while the tracking server is away.
+    """
+
+    rows: int
+    folder: Path
+    mlflow_id: str | None
+
+    @property
+    def model(self) -> SavedModel:
+        from polyshot.saved_model import SavedModel
+
+        return SavedModel.load(self.folder / "model")
+
+
+def adapt(
+    run: str | Path,
+    support: pd.DataFrame | str | Path,
+    *,
+    steps: int | None = None,
+    storage: Path = Path("polyshot-runs"),
+) -> AdaptResult:
+    """Adapt the learner of a meta-learning run to the labelled rows of a new group, and save what predicts its others.
+
+    Args:
+        run: a run's folder; a study's file, folder or name (its newest meta-learning run).
+        support: labelled rows of the new group, or the CSV or Parquet file of them.
+        steps: of gradient descent; by default as many as in meta-training.
+        storage: the folder of runs, in which names are looked up.
+
+    Raises:
+        RunError: when there is no such run, or it learnt from no table.
+        DataError: when the rows cannot be read, or cannot be learnt from.
+    """
+    found = find_learner(str(run), storage)
+    study = Study.load(found / "study.yaml").with_values({"storage": str(found.parents[2])})
+    with Tracker.open(study) as tracker:
+        from polyshot.meta.saved import SavedLearner
+        from polyshot.saved_model import write_model
+
+        if isinstance(support, str | Path):
+            from polyshot.data.source import read_path
+
+            support = read_path(str(support), Path.cwd())
+        learner = SavedLearner.load(found)
+        model = learner.adapt_table(support, steps=steps)
+        assert learner.table is not None
+        rows = int(support[learner.table.target.column].notna().sum())
+        folder = RunFolder.open(study, "adapt", study.digest(), fresh=True)
+        tags = {"polyshot.kind": "adapt", "polyshot.study": study.name, "polyshot.learner": found.parent.name}
+        tracked = tracker.start_run(folder.key, key=folder.key, params={"rows": rows, "steps": steps}, tags=tags)
+        write_model(folder.path / "model", model, learner.table.example)
+        if study.tracking.models:
+            tracked.log_model(folder.path / "model")
+        tracked.end()
+    tracker.close()
+    folder.state["mlflow_id"] = tracker.mlflow_id(tracked)
+    folder.close("finished")
+    return AdaptResult(rows, folder.path, folder.state["mlflow_id"])
+
+
+def find_learner(run: str, storage: Path) -> Path:
+    """The learner's folder that `run` names.
+
+    Raises:
+        RunError: when it names none.
+    """
+    for folder in (Path(run), storage / run):
+        if (folder / LEARNER).is_dir():
+            return folder / LEARNER
+    home = Study.load(run).storage_folder if run.endswith((".yaml", ".yml")) else storage / run
+    learners = [path for path in home.glob(f"meta-*/{LEARNER}") if path.parent.name.removeprefix("meta-").isdigit()]
+    if learners:
+        return max(learners, key=lambda path: int(path.parent.name.removeprefix("meta-")))
+    raise RunError(
+        f"'{run}' is neither the folder of a meta-learning run, nor a study that has one in {storage}; run "
+        "`polyshot meta` first"
+    )

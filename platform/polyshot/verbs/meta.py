@@ -1,0 +1,238 @@
+"""`polyshot meta`: a learner that adapts to a new task from a few rows, judged beside what it has to beat.
+
+The run folder holds all that a killed run needs to go on, and the learner that `polyshot adapt` takes up.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyshot.outcomes import curve
+from polyshot.progress import SILENT, Progress
+from polyshot.run_folder import RunFolder
+from polyshot.study import Study
+from polyshot.tracking.tracker import Run, Tracker
+
+# Heavy modules are imported inside the functions: the tracker's writer process starts first and loads MLflow meanwhile.
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+    from polyshot.meta.episodes import EpisodeSource
+    from polyshot.meta.evaluation import Scores
+    from polyshot.meta.saved import SavedLearner
+    from polyshot.meta.training import MetaRun
+
+ACTIVITY = "meta-training"
+META_LEARNED = "meta-learnt"
+# What must be the same for a run to go on.
+SECTIONS = ("name", "seed", "data", "tasks", "model", "meta")
+
+
+@dataclass(frozen=True)
+class MetaResult:
+    """What meta-learning gave.
+
+    Attributes:
+        table: the protocol's result on test tasks, one row per method and step: method (`meta-learnt` first, then the
+            baselines), step, metric, mean, interval (half of the 95 % one), median, diverged (a fraction of the tasks).
+        verdicts: one row per baseline: method, difference (of the means, positive where the meta-learnt one is better)
+            and interval (half of the paired 95 % one), both methods after the steps that meta-training took.
+        curves: one row per look at the validation tasks while meta-training.
+        folder: the run's folder.
+        mlflow_id: the MLflow run's id, or None while the tracking server is away.
+    """
+
+    table: pd.DataFrame
+    verdicts: pd.DataFrame
+    curves: pd.DataFrame
+    folder: Path
+    mlflow_id: str | None
+
+    @property
+    def learner(self) -> SavedLearner:
+        from polyshot.meta.saved import SavedLearner
+
+        return SavedLearner.load(self.folder / "learner")
+
+
+def meta_learn(
+    study: Study,
+    *,
+    table: pd.DataFrame | None = None,
+    baselines: bool = True,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> MetaResult:
+    """Meta-train the study's learner, and judge it on test tasks beside baselines.
+
+    An interrupted run of the same study goes on from its last checkpoint.
+
+    Args:
+        table: the rows to learn from, in place of `data.source`.
+        baselines: also judge what the learner has to beat, in the same episodes.
+        fresh: start anew even where an interrupted run could go on.
+
+    Raises:
+        PolyshotError: for tasks that cannot be learnt from, a tracking store that cannot be used, a training that
+            diverges.
+    """
+    with Tracker.open(study) as tracker:
+        import torch
+
+        from polyshot.meta.episodes import build_source
+        from polyshot.meta.training import MetaRun
+
+        torch.set_num_threads(study.scale.threads or 1)
+        source = build_source(study, table)
+        for note in getattr(source, "notes", []):
+            progress.note(note)
+        # Built before anything is written: what cannot be trained leaves no run behind.
+        run = MetaRun(study, source, note=progress.note)
+        folder = RunFolder.open(study, "meta", study.digest(*SECTIONS), fresh=fresh)
+        parent = tracker.start_run(
+            folder.key,
+            key=folder.key,
+            params=study.flat(),
+            tags={"polyshot.kind": "meta", "polyshot.study": study.name},
+        )
+        try:
+            result = _meta(run, source, baselines, folder, parent, progress)
+        except KeyboardInterrupt:
+            parent.end("KILLED")
+            raise
+        except BaseException:
+            parent.end("FAILED")
+            folder.close("failed")
+            raise
+        parent.end()
+    if (kept := tracker.close()) is not None:
+        progress.note(str(kept))
+    folder.state["mlflow_id"] = tracker.mlflow_id(parent)
+    folder.close("finished")
+    return MetaResult(**result, folder=folder.path, mlflow_id=folder.state["mlflow_id"])
+
+
+def _meta(
+    run: MetaRun, source: EpisodeSource, with_baselines: bool, folder: RunFolder, parent: Run, progress: Progress
+) -> dict[str, Any]:
+    import pandas as pd
+
+    from polyshot.meta.plots import adaptation_curves
+    from polyshot.meta.saved import SavedLearner
+    from polyshot.report.plots import learning_curves
+    from polyshot.run_folder import write_json
+
+    parent.log_artifact(folder.path / "study.yaml")
+    _fit(run, folder.path / "checkpoint.pt", parent, progress)
+    saved = SavedLearner.of(run.study, source, run.best_weights())
+    saved.save(folder.path / "learner")
+    if run.study.tracking.models:
+        parent.log_artifact(folder.path / "learner")
+
+    methods = dict(_judged(run, source, with_baselines, progress))
+    tables = [scores.table(source.objective.metric) for scores in methods.values()]
+    table = pd.concat(
+        [one.assign(method=method) for method, one in zip(methods, tables, strict=True)], ignore_index=True
+    )
+    table = table[["method", *(name for name in table if name != "method")]]
+    verdicts = pd.DataFrame(_verdicts(run, methods))
+    _log_results(run, source, table, verdicts, parent)
+    plots = folder.path / "plots"
+    plots.mkdir(exist_ok=True)
+    figures = [learning_curves(run.history, plots / "learning_curves.png")]
+    figures.append(adaptation_curves(table, plots / "adaptation.png"))
+    for figure in figures:
+        parent.log_artifact(figure, "plots")
+    for name, rows in (("adaptation", table), ("verdicts", verdicts)):
+        write_json(folder.path / f"{name}.json", rows.to_dict(orient="records"))
+        parent.log_artifact(folder.path / f"{name}.json")
+    return {
+        "table": table,
+        "verdicts": verdicts,
+        "curves": pd.DataFrame([{"epoch": epoch.number, **epoch.metrics} for epoch in run.history]),
+    }
+
+
+def _fit(run: MetaRun, checkpoint: Path, parent: Run, progress: Progress) -> None:
+    """Meta-train, from the last checkpoint where there is one."""
+    from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
+
+    progress.start(ACTIVITY, run.study.meta.iterations)
+    state = load_checkpoint(checkpoint, run.device)
+    if state is not None:
+        run.load_state_dict(state)
+    saved = time.monotonic()
+    for epoch in run.iterations():
+        if epoch is not None:
+            parent.log_metrics(curve(epoch), step=run.iteration)
+            progress.advance(ACTIVITY, run.iteration, f"validation loss {epoch.metrics['val/loss']:.4g}")
+        if time.monotonic() - saved >= run.study.training.checkpoint_seconds:
+            save_checkpoint(run.state_dict(), checkpoint)
+            saved = time.monotonic()
+    save_checkpoint(run.state_dict(), checkpoint)
+    progress.finish(ACTIVITY, f"best after look {run.best.number}" if run.best else "")
+
+
+def _judged(
+    run: MetaRun, source: EpisodeSource, with_baselines: bool, progress: Progress
+) -> Iterator[tuple[str, Scores]]:
+    """The learner, then the baselines, each judged on the study's test tasks."""
+    from polyshot.meta.baselines import baselines
+    from polyshot.meta.evaluation import episode_batches, score
+
+    settings = run.study.meta
+    yield META_LEARNED, run.evaluate("test", settings.test_tasks, settings.test_steps)
+    if not with_baselines:
+        return
+    for baseline in baselines(run.study, source, run, settings.test_steps):
+        progress.start(baseline.name)
+        episodes = episode_batches(run.study, source, "test", settings.test_tasks)
+        yield baseline.name, score(baseline.learner, baseline.weights, episodes, baseline.steps)
+        progress.finish(baseline.name)
+
+
+def _verdicts(run: MetaRun, methods: dict[str, Scores]) -> Iterator[dict[str, Any]]:
+    sign = 1 if run.source.objective.higher_is_better else -1
+    own = _at(methods[META_LEARNED], run.steps)
+    for method, scores in methods.items():
+        if method != META_LEARNED:
+            difference = sign * (own - _at(scores, run.steps))
+            interval = 1.96 * difference.std().item() / math.sqrt(len(difference))
+            yield {"method": method, "difference": difference.mean().item(), "interval": interval}
+
+
+def _at(scores: Scores, step: int) -> Tensor:
+    """The tasks' metrics after `step` steps, or the last where there are fewer."""
+    return scores.metrics[min(step, len(scores.metrics) - 1)]
+
+
+def _log_results(
+    run: MetaRun, source: EpisodeSource, table: pd.DataFrame, verdicts: pd.DataFrame, parent: Run
+) -> None:
+    """The final metrics, and the adaptation curves by step."""
+    metric = source.objective.metric
+    for row in table.to_dict(orient="records"):
+        method = row["method"].replace(",", "").replace(" ", "-")
+        parent.log_metrics({f"adaptation/{method}/{metric}": row["mean"]}, step=row["step"])
+    own = table[table["method"] == META_LEARNED]
+    final = own.iloc[min(run.steps, len(own) - 1)]
+    assert run.best is not None
+    name = f"{source.name}/{metric}"
+    parent.log_metrics(
+        {
+            f"val/{name}": run.best.metrics[f"val/{name}"],
+            f"test/{name}": final["mean"],
+            f"test/{name}_interval": final["interval"],
+            "test/diverged": final["diverged"],
+        }
+    )
+    parent.set_tags(
+        {f"verdict.{row['method']}": f"{row['difference']:+.4g} ± {row['interval']:.2g}" for row in
+         verdicts.to_dict(orient="records")}
+    )
