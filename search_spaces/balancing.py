@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from polyshot.search_spaces.task_weights import task_weights
-from polyshot.study import HardSharing, Study
+from polyshot.study import Study
 
 if TYPE_CHECKING:
     import optuna
@@ -24,7 +24,8 @@ _BY_GRADIENTS = [
 def balancing(trial: optuna.Trial, study: Study) -> dict[str, Any]:
     """`balance.kind` with that kind's parameters; for `fixed` the task weights; where gradients are compared.
 
-    Ranges hold what the methods' papers report on. Kinds that are not listed have no parameters worth searching.
+    Ranges hold what the methods' papers report on. Kinds that are not listed have no parameters worth searching. List
+    this space after the one that searches the sharing scheme, since features are compared with hard sharing only.
     """
     kind = trial.suggest_categorical("balance.kind", [*_BY_LOSSES, *_BY_GRADIENTS])
     values: dict[str, Any] = {"balance.kind": kind}
@@ -52,6 +53,7 @@ def balancing(trial: optuna.Trial, study: Study) -> dict[str, Any]:
             search("c", 0.1, 0.9)
         case "fairgrad":
             search("alpha", 0.5, 10, log=True)
-    if kind in _BY_GRADIENTS and isinstance(study.model.sharing, HardSharing):
+    sharing = trial.params.get("model.sharing.kind", study.model.sharing.kind)
+    if kind in _BY_GRADIENTS and sharing == "hard":
         values["balance.at"] = trial.suggest_categorical("balance.at", ["parameters", "features"])
     return values

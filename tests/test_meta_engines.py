@@ -20,9 +20,9 @@ from polyshot.meta.learners import Learner
 from polyshot.meta.networks import FewShotNetwork
 
 
-def engine(made: Learner, kind: str, compile: str = "never", notes: list[str] | None = None) -> Engine:
+def engine(made: Learner, kind: str, compiled: str = "never", notes: list[str] | None = None) -> Engine:
     said = notes if notes is not None else []
-    return build_engine(made, start(made)[0], engine=kind, compile=compile, note=said.append)
+    return build_engine(made, start(made)[0], engine=kind, compile=compiled, note=said.append)
 
 
 def both(made: Learner, episodes: Episodes) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -38,7 +38,7 @@ def assert_same_gradient(made: Learner, episodes: Episodes) -> None:
 
 
 NETWORKS = {
-    "mlp": (lambda: mlp(), waves),
+    "mlp": (mlp, waves),
     "mlp with batch norm": (lambda: mlp("batch"), waves),
     "mlp with layer norm": (lambda: mlp("layer"), waves),
     "cnn with strides": (lambda: convolutions("stride"), pictures),

@@ -6,6 +6,7 @@ import numpy as np
 import optuna
 import pytest
 
+from polyshot.balancing import check_balancer
 from polyshot.errors import PolyshotError, RunError, StudyError
 from polyshot.search_spaces import SPACES
 from polyshot.search_spaces.task_weights import task_weights
@@ -65,6 +66,16 @@ def test_every_space_makes_valid_studies_that_differ(space, optimiser):
     studies = [base.with_values(values(trial)) for trial in random_trials(10)]
     assert len({varied.digest() for varied in studies}) >= 5  # a space of a few kinds repeats some
     assert all(varied.training.optimiser.kind == optimiser for varied in studies)
+
+
+def test_spaces_of_sharing_balancing_and_sampling_fit_together_in_this_order():
+    base = study(3, search={"spaces": ["architecture", "sharing", "balancing", "sampling"]})
+    values = build_space(base)
+    drawn = [base.with_values(values(trial)) for trial in random_trials(300)]
+    assert {varied.training.sampling.kind for varied in drawn} >= {"rows", "joint", "uniform", "dynamic"}
+    assert len({(varied.model.sharing.kind, varied.balance.kind) for varied in drawn}) > 100
+    for varied in drawn:
+        check_balancer(varied)  # that features are compared with hard sharing only
 
 
 def test_a_distribution_of_the_study_replaces_that_of_a_named_space():

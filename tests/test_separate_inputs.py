@@ -140,9 +140,8 @@ def test_half_a_learning_rate_moves_half_as_far(study):
 
 
 def test_batches_of_one_task_refuse_methods_that_compare_tasks(study):
-    study = study.with_values({"training.sampling.kind": "uniform", "balance.kind": "pcgrad"})
     with pytest.raises(StudyError, match=r"training.sampling.kind: 'uniform' gives batches of one task .* use joint"):
-        TrainingRun(study, prepare(study))
+        study.with_values({"training.sampling.kind": "uniform", "balance.kind": "pcgrad"})
 
 
 MISTAKES = {

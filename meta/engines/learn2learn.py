@@ -113,9 +113,7 @@ def reptile(learner: GradientLearner) -> Reference:
     network = copy.deepcopy(learner.network)
     algorithm = library().algorithms.MAML(network, lr=learner.rate, first_order=True)
 
-    def task_loss(
-        support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def task_loss(support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor, mask: Tensor | None) -> Tensor:
         del mask
         clone = algorithm.clone()
         rows, of_rows = torch.cat([support, query]), torch.cat([labels, query_labels])
@@ -133,9 +131,7 @@ def protonet(learner: Learner) -> Reference:
     """`learn2learn.nn.PrototypicalClassifier`."""
     body = copy.deepcopy(learner.network.body)
 
-    def task_loss(
-        support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def task_loss(support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor, mask: Tensor | None) -> Tensor:
         classifier = library().nn.PrototypicalClassifier()
         # It writes the means into a tensor of its own in place, which autograd follows.
         classifier.fit_(body(support), labels)
@@ -146,9 +142,7 @@ def protonet(learner: Learner) -> Reference:
 
 
 def _adapting(learner: GradientLearner, algorithm: Any, body: nn.Module) -> TaskLoss:
-    def task_loss(
-        support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor, mask: Tensor | None
-    ) -> Tensor:
+    def task_loss(support: Tensor, labels: Tensor, query: Tensor, query_labels: Tensor, mask: Tensor | None) -> Tensor:
         clone = algorithm.clone()
         features = body(support)
         for _ in range(learner.steps):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from polyshot.meta.learners.gradient import GradientLearner
 # A compilation takes 10 to 90 seconds of a processor, and at least halves what comes after it.
 _REPAYS_SECONDS = 180.0
 _TIMED = 10  # calls before it is known how long one takes
-_NO_CHANNELS_LAST = {"layout_optimization": False}  # inductor's reordering of grouped convolutions costs what it gains
+# Inductor's reordering to channels last costs grouped convolutions what they gain.
+_COMPILER_OPTIONS: dict[str, Any] = {"layout_optimization": False}
 
 
 class VectorisedEngine:
@@ -80,4 +81,4 @@ class VectorisedEngine:
             gradient, value = torch.func.grad_and_value(loss)(flat)
             return value, gradient
 
-        return torch.compile(gradient, fullgraph=True, dynamic=False, options=_NO_CHANNELS_LAST)
+        return torch.compile(gradient, fullgraph=True, dynamic=False, options=_COMPILER_OPTIONS)

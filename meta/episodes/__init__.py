@@ -53,11 +53,12 @@ def _classes(study: Study, settings: ClassEpisodes) -> tuple[torch.Tensor, np.nd
         raise StudyError([Problem(place, message + did_you_mean(settings.source, ["omniglot"]))])
     made = load_object(settings.source, study.folder, place)(**settings.arguments)
     try:
-        inputs, labels = made
-        inputs, labels = torch.as_tensor(inputs), np.asarray(labels)
-        fits = inputs.dim() >= 2 and labels.shape == (len(inputs),)
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise DataError(f"{place}: '{settings.source}' must return inputs [R, ...] and their labels [R]")
+        inputs, labels = torch.as_tensor(made[0]), np.asarray(made[1])
+        if inputs.dim() < 2 or labels.shape != (len(inputs),):
+            raise ValueError(f"{list(inputs.shape)} and {list(labels.shape)}")
+    except (TypeError, ValueError, LookupError) as error:
+        raise DataError(
+            f"{place}: '{settings.source}' must return inputs [R, ...] and their labels [R]; it gave something else "
+            f"({error})"
+        ) from error
     return (inputs if inputs.dtype == torch.uint8 else inputs.float()), labels

@@ -60,10 +60,23 @@ class Episodes:
 class EpisodeSource(Protocol):
     """Where episodes come from. Tasks of one split have nothing in common with those of another."""
 
-    name: str  # what metrics are called by
-    shape: tuple[int, ...]  # of one input
-    outputs: int  # that a task's predictor has: 1 for regression, the number of ways for classification
-    objective: Objective
+    @property
+    def name(self) -> str:
+        """What its metrics are called by."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """That a task's predictor has: 1 for regression, the number of ways for classification."""
+        ...
+
+    @property
+    def objective(self) -> Objective: ...
 
     def sample(self, split: Split, tasks: int, generator: torch.Generator, share: Share = everything) -> Episodes:
         """Draw `tasks` tasks of the split, and make the episodes of this worker's share of them."""

@@ -50,12 +50,11 @@ class Groups:
             "test": prepared.test,
         }
         self._splits = {
-            split: self._of_split(split, examples, prepared.groups[split], place)
-            for split, examples in splits.items()
+            split: self._of_split(split, examples, prepared.groups[split], place) for split, examples in splits.items()
         }
 
     def sample(self, split: Split, tasks: int, generator: torch.Generator, share: Share = everything) -> Episodes:
-        """Groups are drawn with replacement. Beyond training, the query is all of a group's rows beside the support."""
+        """Groups are drawn with replacement. Beyond training, the query is all rows of a group beside the support."""
         members, inputs, labels = self._splits[split]
         most = members.rows.shape[1]
         count = min(self._support + self._query, most) if split == "train" else most

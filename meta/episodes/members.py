@@ -1,4 +1,4 @@
-"""Rows by what they belong to, a class or a group, as one padded table: drawing from all of them is a tensor operation."""
+"""Rows by what they belong to, a class or a group, as one padded table: drawing from all is a tensor operation."""
 
 from __future__ import annotations
 

@@ -91,6 +91,7 @@ class GradientLearner(Learner):
     # --- over tasks --------------------------------------------------------------------------------------------------
 
     def loss(self, weights: Weights, episodes: Episodes, progress: Tensor, differentiate: Differentiate) -> Tensor:
+        del progress
         trajectory = self.adapt(weights, episodes.support, episodes.support_labels, self.steps, differentiate)
         return self.query_losses(weights, trajectory[-1], episodes).mean()
 

@@ -1,4 +1,4 @@
-"""Meta-Curvature (Park & Oliva, NeurIPS 2019): gradients multiplied by meta-learnt matrices along each of their axes."""
+"""Meta-Curvature (Park & Oliva, NeurIPS 2019): gradients multiplied by meta-learnt matrices along each axis."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from polyshot.meta.stacked import Weights
 
 
 class Reptile(GradientLearner):
-    """The meta-gradient is (θ − θ') / α, averaged over tasks: away from where `steps` steps on all of a task's rows lead.
+    """The meta-gradient is (θ − θ') / α, averaged over tasks: away from where steps on all of a task's rows lead.
 
     Nothing is differentiated twice. The division by the inner step size α follows the paper's use with Adam.
     """

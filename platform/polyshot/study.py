@@ -1075,6 +1075,13 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     if study.data.group in targets.values():
         yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
     yield from _sharing_disagreements(study)
+    sampling, balance = study.training.sampling.kind, study.balance.kind
+    if sampling not in WHOLE_BATCHES and balance not in ONE_BY_ONE:
+        yield (
+            ("training", "sampling", "kind"),
+            f"'{sampling}' gives batches of one task each, and balance.kind '{balance}' compares tasks within a batch; "
+            "use joint or rows",
+        )
     objectives = ["improvement", *(f"{name}/{task.metric}" for name, task in study.tasks.items())]
     if study.search.objective not in objectives:
         yield (
@@ -1098,13 +1105,19 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
                 break
 
 
+# Balancers that weigh each task by itself; the others compare the losses or gradients of a batch's tasks, which must be
+# more than one.
+ONE_BY_ONE = ("fixed", "random", "uncertainty", "dwa", "imtl_l")
+WHOLE_BATCHES = ("rows", "joint")
+
+
 def _sharing_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     """Tasks and layers that a sharing scheme names and that are not there; custom encoders are checked when built."""
     sharing, encoder = study.model.sharing, study.model.encoder
     layers = encoder.depth if isinstance(encoder, MLP) else None
     if isinstance(sharing, HierarchicalSharing):
         for task, depth in sharing.depths.items():
-            place = ("model", "sharing", "depths", task)
+            place: Key = ("model", "sharing", "depths", task)
             if task not in study.tasks:
                 yield place, f"names no task of this study.{did_you_mean(task, study.tasks)}"
             if layers is not None and depth > layers:

@@ -90,17 +90,12 @@ def build_balancer(study: Study) -> Balancer:
             return ConFIG([tasks * weight for weight in weights])
 
 
-# What weighs each task by itself; the others compare the losses or gradients of all tasks in one batch.
-_OF_SINGLE_TASKS = ("fixed", "random", "uncertainty", "dwa", "imtl_l")
-
-
 def check_balancer(study: Study) -> None:
     """See that the study's balancer can do what the study asks for. All methods are built in: none needs a solver.
 
     Raises:
         StudyError: when a task has the weight 0 that only fixed weights can give it, when the features that gradients
-            are to be compared at are not shared, when tasks are to be compared that never share a batch, or when
-            gradients are to be combined in float16.
+            are to be compared at are not shared, or when gradients are to be combined in float16.
     """
     kind = study.balance.kind
     problems = []
@@ -120,13 +115,6 @@ def check_balancer(study: Study) -> None:
                 f"'{study.model.sharing.kind}' does not have; use 'parameters' or the sharing scheme 'hard'",
             )
         )
-    sampling = study.training.sampling.kind
-    if kind not in _OF_SINGLE_TASKS and sampling not in ("rows", "joint"):
-        message = (
-            f"'{sampling}' gives batches of one task each, and balance.kind '{kind}' compares tasks within a batch; "
-            "use joint or rows"
-        )
-        problems.append(Problem("training.sampling.kind", message))
     if study.training.precision == "float16" and (hasattr(study.balance, "at") or kind == "gradnorm"):
         message = (
             f"float16 scales losses, which balance.kind '{kind}' would take for their size; use bfloat16 or float32"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import skops.io
 from numpy.typing import NDArray
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import MissingIndicator, SimpleImputer
@@ -154,6 +153,8 @@ class Features:
 
     def save(self, folder: Path) -> None:
         """Write two files into `folder`, which is made when it is not there."""
+        import skops.io  # imports all of scikit-learn: not before it is needed, and never in a trial's worker
+
         folder.mkdir(parents=True, exist_ok=True)
         skops.io.dump(self._transformer, folder / STATE_FILE)
         text = json.dumps({"kinds": self.kinds, "notes": self.notes}, indent=2, ensure_ascii=False)
@@ -166,6 +167,8 @@ class Features:
         Raises:
             RunError: when the files are not there, or are not what `save` writes.
         """
+        import skops.io
+
         try:
             state = json.loads((folder / KINDS_FILE).read_text(encoding="utf-8"))
             transformer = skops.io.load(folder / STATE_FILE, trusted=TRUSTED_TYPES)

@@ -82,12 +82,14 @@ def affinity(
     with Tracker.open(study) as tracker:
         from polyshot.data.prepare import prepare
         from polyshot.training.baselines import SECTIONS
+        from polyshot.training.loop import TrainingRun
         from polyshot.training.threads import use_threads
 
         prepared = prepare(study, table)
-        for note in prepared.notes:
+        for note in (*prepared.notes, tracker.store.words):
             progress.note(note)
         use_threads(study, prepared)
+        TrainingRun(study, prepared)  # what cannot be built is refused before anything is written
         digest = f"{study.digest(*SECTIONS)}-{method}-{networks}"
         folder = RunFolder.open(study, "affinity", digest)
         parent = tracker.start_run(

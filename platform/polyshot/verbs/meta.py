@@ -212,13 +212,11 @@ def _at(scores: Scores, step: int) -> Tensor:
     return scores.metrics[min(step, len(scores.metrics) - 1)]
 
 
-def _log_results(
-    run: MetaRun, source: EpisodeSource, table: pd.DataFrame, verdicts: pd.DataFrame, parent: Run
-) -> None:
+def _log_results(run: MetaRun, source: EpisodeSource, table: pd.DataFrame, verdicts: pd.DataFrame, parent: Run) -> None:
     """The final metrics, and the adaptation curves by step."""
     metric = source.objective.metric
     for row in table.to_dict(orient="records"):
-        method = row["method"].replace(",", "").replace(" ", "-")
+        method = row["method"].replace(" ", "-")
         parent.log_metrics({f"adaptation/{method}/{metric}": row["mean"]}, step=row["step"])
     own = table[table["method"] == META_LEARNED]
     final = own.iloc[min(run.steps, len(own) - 1)]
@@ -233,6 +231,8 @@ def _log_results(
         }
     )
     parent.set_tags(
-        {f"verdict.{row['method']}": f"{row['difference']:+.4g} ± {row['interval']:.2g}" for row in
-         verdicts.to_dict(orient="records")}
+        {
+            f"verdict.{row['method']}": f"{row['difference']:+.4g} ± {row['interval']:.2g}"
+            for row in verdicts.to_dict(orient="records")
+        }
     )

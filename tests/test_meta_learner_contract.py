@@ -1,0 +1,139 @@
+"""What every meta-learner promises; a new one is tested by its line in LEARNERS."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers_meta import convolutions, learner, mlp, pictures, start, waves
+from torch import Tensor
+
+from polyshot.errors import StudyError
+from polyshot.meta.engines.vectorised import VectorisedEngine
+from polyshot.meta.episodes.base import Episodes
+from polyshot.meta.learners import LEARNERS, Learner
+from polyshot.meta.learners.base import by_autograd
+from polyshot.meta.objectives import SquaredError
+
+REGRESSION = [kind for kind in LEARNERS if kind != "protonet"]
+CASES = [(kind, mlp, waves) for kind in REGRESSION] + [(kind, convolutions, pictures) for kind in LEARNERS]
+NAMES = [f"{kind}-{make.__name__}" for kind, make, _ in CASES]
+cases = pytest.mark.parametrize(("kind", "make", "episodes_of"), CASES, ids=NAMES)
+
+
+def gradient(made: Learner, episodes: Episodes, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    layout, around = start(made)
+    engine = VectorisedEngine(made, layout, compile="never", note=pytest.fail)
+    return engine.gradient(around if flat is None else flat, episodes, 0.3, 1)
+
+
+def some(episodes: Episodes, tasks: list[int]) -> Episodes:
+    return Episodes(*(None if part is None else part[tasks] for part in episodes.parts()))
+
+
+@cases
+def test_the_meta_gradient_is_the_derivative_of_the_meta_loss(kind, make, episodes_of) -> None:
+    made, episodes = learner(kind, make()), episodes_of()
+    if getattr(made, "first_order", False):  # leaves derivatives out, as its paper does, until there is no step
+        made.steps = 0
+    _, flat = start(made)
+    direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(5), dtype=flat.dtype)
+    slope = gradient(made, episodes, flat)[1] @ direction
+    small = 1e-6
+    ahead, behind = (gradient(made, episodes, flat + sign * small * direction)[0] for sign in (1, -1))
+    torch.testing.assert_close(slope, (ahead - behind) / (2 * small), rtol=1e-4, atol=1e-7)
+
+
+@cases
+def test_tasks_do_not_touch_each_other(kind, make, episodes_of) -> None:
+    made, episodes = learner(kind, make()), episodes_of()
+    loss, together = gradient(made, episodes)
+    apart = [gradient(made, some(episodes, [task])) for task in range(len(episodes))]
+    torch.testing.assert_close(torch.stack([one for _, one in apart]).mean(0), together, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(torch.stack([one for one, _ in apart]).mean(), loss)
+
+
+@cases
+def test_the_order_of_support_rows_is_of_no_account(kind, make, episodes_of) -> None:
+    made, episodes = learner(kind, make()), episodes_of()
+    order = torch.randperm(episodes.support.shape[1], generator=torch.Generator().manual_seed(0))
+    shuffled = replace(episodes, support=episodes.support[:, order], support_labels=episodes.support_labels[:, order])
+    torch.testing.assert_close(gradient(made, shuffled)[1], gradient(made, episodes)[1], rtol=1e-8, atol=1e-10)
+
+
+@cases
+def test_meta_training_serves_the_query_rows(kind, make, episodes_of) -> None:
+    made, episodes = learner(kind, make()), episodes_of()
+    layout, flat = start(made)
+    differentiate = by_autograd(create_graph=False)
+
+    def query_loss(flat: Tensor) -> float:
+        weights = layout.split(flat)
+        adapted = made.adapt(weights, episodes.support, episodes.support_labels, 2, differentiate)[-1]
+        outputs = made.outputs(weights, adapted, episodes.query)
+        return made.objective.losses(outputs, episodes.query_labels).mean().item()
+
+    before = query_loss(flat)
+    optimiser = torch.optim.Adam([moving := flat.clone().requires_grad_()], lr=0.01)
+    for _ in range(25):
+        moving.grad = gradient(made, episodes, moving)[1]
+        optimiser.step()
+    assert query_loss(moving.detach()) < 0.9 * before
+
+
+@cases
+def test_the_head_of_an_adapted_state_is_linear_in_its_features(kind, make, episodes_of) -> None:
+    made, episodes = learner(kind, make()), episodes_of()
+    layout, flat = start(made)
+    weights = layout.split(flat)
+    adapted = made.adapt(weights, episodes.support, episodes.support_labels, 2, by_autograd(create_graph=False))[-1]
+    body = {f"body.{name}": value for name, value in made.body(weights, adapted).items()}
+    weight, bias = made.linear(weights, adapted)
+    features = made.forward_pass(body, episodes.query)
+    linear = features @ weight.transpose(1, 2) + bias.unsqueeze(1)
+    outputs = made.outputs(weights, adapted, episodes.query)
+    if made.objective.higher_is_better:  # logits, up to what all classes have in common
+        linear, outputs = linear.log_softmax(2), outputs.log_softmax(2)
+    torch.testing.assert_close(linear, outputs, rtol=1e-8, atol=1e-8)
+
+
+# --- each one's own ---------------------------------------------------------------------------------------------------
+
+
+def test_prototypes_of_numbers_are_refused() -> None:
+    with pytest.raises(StudyError, match="ridge"):
+        learner("protonet", mlp(), SquaredError())
+
+
+def test_the_ridge_solution_is_that_of_the_normal_equations() -> None:
+    made, episodes = learner("ridge", mlp(), penalty=0.5), waves()
+    weights = made.weights()
+    solution = made.adapt(weights, episodes.support, episodes.support_labels, 0, by_autograd(create_graph=False))[0]
+    features = made.forward_pass(weights, episodes.support)
+    features = torch.cat([features, torch.ones_like(features[..., :1])], 2)
+    normal = features.mT @ features + 0.5 * torch.eye(7, dtype=torch.float64)
+    expected = torch.linalg.solve(normal, features.mT @ episodes.support_labels.unsqueeze(2))
+    torch.testing.assert_close(solution["solution"], expected)
+
+
+def test_step_sizes_of_their_own_change_nothing_at_the_start() -> None:
+    plain, own = (learner("maml", mlp(), per_step_rates=rates) for rates in (False, True))
+    theirs = gradient(plain, waves(), start(plain)[0].join(plain.weights()))[1]
+    layout = start(own)[0]
+    ours = layout.split(gradient(own, waves(), layout.join(own.weights()))[1])
+    torch.testing.assert_close(torch.cat([ours[name].flatten() for name in plain.weights()]), theirs)
+    assert all(value.shape == (2,) for name, value in ours.items() if name.startswith("rates."))
+
+
+def test_the_losses_of_early_steps_lose_their_weight() -> None:
+    made, plain = (learner("maml", mlp(), multi_step_loss=option) for option in (True, False))
+    layout, flat = start(made)
+    engine = VectorisedEngine(made, layout, compile="never", note=pytest.fail)
+    weights = layout.split(flat)
+    differentiate = by_autograd(create_graph=False)
+    trajectory = made.adapt(weights, waves().support, waves().support_labels, 2, differentiate)
+    first, last = (made.query_losses(weights, trajectory[step], waves()).mean() for step in (1, 2))
+    torch.testing.assert_close(engine.gradient(flat, waves(), 0.0, 1)[0], (first + last) / 2)
+    torch.testing.assert_close(engine.gradient(flat, waves(), 0.25, 1)[0], 0.25 * first + 0.75 * last)
+    torch.testing.assert_close(engine.gradient(flat, waves(), 0.5, 1)[1], gradient(plain, waves(), flat)[1])

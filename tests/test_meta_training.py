@@ -1,0 +1,203 @@
+"""The meta-training loop: exact resume, workers that make no difference, early stopping; and the evaluation protocol."""
+
+from __future__ import annotations
+
+import math
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_meta import learner, mlp
+from torch import multiprocessing
+
+from polyshot.errors import ResourceError, StudyError
+from polyshot.meta.baselines import baselines
+from polyshot.meta.episodes import Sinusoids, build_source
+from polyshot.meta.evaluation import Scores, episode_batches, score
+from polyshot.meta.training import MetaRun
+from polyshot.study import Study
+from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
+from polyshot.training.loop import TrainingDivergedError
+from polyshot.training.world import World
+
+
+def wave_study(**values: Any) -> Study:
+    return Study.from_dict(
+        {
+            "name": "waves",
+            "model": {"encoder": {"width": 16}},
+            "meta": {
+                "episodes": {"kind": "sinusoids"},
+                "learner": {"kind": "maml", "rate": 0.02, "steps": 2},
+                "tasks_per_batch": 5,
+                "iterations": 25,
+                "validate_every": 10,
+                "validation_tasks": 60,
+                "learning_rate": 0.005,
+            },
+            "scale": {"device": "cpu"},
+        }
+    ).with_values(values)
+
+
+def wave_run(world: World | None = None, **values: Any) -> MetaRun:
+    study = wave_study(**values)
+    return MetaRun(study, build_source(study), world=world)
+
+
+def metrics(run: MetaRun) -> list[dict[str, float]]:
+    return [epoch.metrics for epoch in run.history]
+
+
+def test_a_run_that_was_cut_short_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    whole, first, second = wave_run(), wave_run(), wave_run()
+    list(whole.epochs())
+    list(islice(first.iterations(), 13))  # between two looks at the validation tasks
+    save_checkpoint(first.state_dict(), tmp_path / "checkpoint.pt")
+    second.load_state_dict(load_checkpoint(tmp_path / "checkpoint.pt"))
+    list(second.epochs())
+    assert metrics(second) == metrics(whole)
+    assert [epoch.number for epoch in whole.history] == [1, 2, 3] and whole.iteration == 25
+    for name, value in whole.best_weights().items():
+        assert torch.equal(second.best_weights()[name], value)
+
+
+def test_meta_training_makes_adaptation_better() -> None:
+    run = wave_run(**{"meta.iterations": 400, "meta.validate_every": 200, "meta.compile": "never"})
+    before = run.learner.weights()
+    list(run.epochs())
+    curves = [
+        score(run.learner, weights, episode_batches(run.study, run.source, "test", 100), 2).metrics.mean(1)
+        for weights in (before, run.best_weights())
+    ]
+    assert curves[1][2] < 0.9 * curves[0][2]
+    assert curves[1][2] < 0.9 * curves[1][0]
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    run = wave_run(World(rank, 2), **{"meta.iterations": 4, "meta.validate_every": 2})
+    list(run.epochs())
+    torch.save({"history": metrics(run), "weights": run.weights()}, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo over a file")
+def test_one_and_two_workers_make_the_same_updates(tmp_path: Path) -> None:
+    multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    alone = wave_run(**{"meta.iterations": 4, "meta.validate_every": 2})
+    list(alone.epochs())
+    assert first["history"] == second["history"]  # or they could disagree on whether to go on
+    for mine, theirs in zip(first["history"], metrics(alone), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    for name, value in alone.weights().items():
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_training_stops_when_validation_no_longer_improves() -> None:
+    run = wave_run(
+        **{"meta.early_stopping.patience": 2, "meta.validate_every": 1, "meta.iterations": 500, "meta.learning_rate": 1.0}
+    )
+    list(run.epochs())
+    assert run.best is not None and run.iteration == run.best.number + 2 < 500
+
+
+def test_a_run_that_diverges_stops_and_says_so() -> None:
+    run = wave_run(**{"meta.learner.rate": 1e30, "meta.validate_every": 1})
+    list(run.epochs())
+    assert run.iteration == 1
+    with pytest.raises(TrainingDivergedError, match="meta.learner.rate"):
+        run.best_weights()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "words"),
+    [
+        ({"model.encoder.dropout": 0.1}, StudyError, "dropout"),
+        ({"meta.network.kind": "cnn4"}, StudyError, "meta.network"),
+        ({"meta.learner.kind": "protonet"}, StudyError, "protonet"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(values: dict, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        wave_run(**values)
+
+
+def test_more_workers_than_tasks_are_refused() -> None:
+    with pytest.raises(ResourceError, match="tasks_per_batch"):
+        wave_run(World(0, 6))
+
+
+# --- the protocol -----------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_means_with_intervals_medians_and_the_share_that_diverged() -> None:
+    values = torch.tensor([[1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 100.0, math.nan]])
+    table = Scores(values, values, bound=50.0).table("mse")
+    assert table.loc[0, "mean"] == 2.5 and table.loc[0, "median"] == 2.0
+    assert table.loc[0, "interval"] == pytest.approx(1.96 * 1.29099 / 2, rel=1e-3)
+    assert table["diverged"].tolist() == [0.0, 0.5]
+
+
+def test_all_methods_are_judged_on_the_same_episodes() -> None:
+    study = wave_study()
+    source = build_source(study)
+    twice = [list(episode_batches(study, source, "test", 60)) for _ in range(2)]
+    assert [len(batch) for batch in twice[0]] == [50, 10]
+    assert all(torch.equal(one.support, other.support) for one, other in zip(*twice, strict=True))
+    other_split = next(episode_batches(study, source, "validation", 60))
+    assert not torch.equal(other_split.support, twice[0][0].support)
+
+
+def test_adapting_step_by_step_is_gradient_descent() -> None:
+    made = learner("maml", mlp(inputs=1), rate=0.1, steps=1)
+    episodes = next(episode_batches(wave_study(), Sinusoids(5, 5, 20), "test", 2)).to("cpu", torch.float64)
+    scores = score(made, made.weights(), [episodes], 2)
+    network = made.network
+    for task in range(2):
+        network.load_state_dict(made.weights())
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+        start = {name: value.clone() for name, value in network.state_dict().items()}
+        for step in range(3):
+            error = (network(episodes.query[task])[:, 0] - episodes.query_labels[task]).square().mean()
+            torch.testing.assert_close(scores.losses[step, task], error.detach())
+            optimiser.zero_grad()
+            (network(episodes.support[task])[:, 0] - episodes.support_labels[task]).square().mean().backward()
+            optimiser.step()
+        network.load_state_dict(start)
+
+
+def test_baselines_are_what_a_plain_user_would_do() -> None:
+    study = wave_study()
+    source = build_source(study)
+    run = MetaRun(study, source)
+    list(run.epochs())
+    made = {baseline.name: baseline for baseline in baselines(study, source, run, 3)}
+    assert list(made) == [
+        "from scratch", "pre-trained then fine-tuned", "ridge on raw inputs", "ridge on frozen features",
+    ]  # fmt: skip
+    (episodes,) = episode_batches(study, source, "test", 3)
+    scores = {name: score(one.learner, one.weights, [episodes], one.steps) for name, one in made.items()}
+    assert {name: len(one.metrics) for name, one in scores.items()} == dict(zip(made, (1, 4, 1, 1), strict=True))
+    # Ridge with an intercept that is shrunk as well, by the normal equations.
+    rows = torch.cat([episodes.support, torch.ones_like(episodes.support)], 2)
+    fitted = torch.linalg.solve(rows.mT @ rows + torch.eye(2), rows.mT @ episodes.support_labels.unsqueeze(2))
+    query = torch.cat([episodes.query, torch.ones_like(episodes.query)], 2)
+    errors = ((query @ fitted)[..., 0] - episodes.query_labels).square().mean(1)
+    torch.testing.assert_close(scores["ridge on raw inputs"].metrics[-1], errors)
+    # Adam for 100 steps, as torch does it.
+    baseline = made["from scratch"]
+    network = baseline.learner.network
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(100):
+        optimiser.zero_grad()
+        (network(episodes.support[1])[:, 0] - episodes.support_labels[1]).square().mean().backward()
+        optimiser.step()
+    error = (network(episodes.query[1])[:, 0] - episodes.query_labels[1]).square().mean()
+    torch.testing.assert_close(scores["from scratch"].metrics[-1, 1], error.detach(), rtol=1e-2, atol=1e-3)
