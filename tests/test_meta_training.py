@@ -1,4 +1,4 @@
-"""The meta-training loop: exact resume, workers that make no difference, early stopping; and the evaluation protocol."""
+"""The meta-training loop: exact resume, workers that make no difference, stopping; and the evaluation protocol."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ def test_one_and_two_workers_make_the_same_updates(tmp_path: Path) -> None:
 
 def test_training_stops_when_validation_no_longer_improves() -> None:
     run = wave_run(
-        **{"meta.early_stopping.patience": 2, "meta.validate_every": 1, "meta.iterations": 500, "meta.learning_rate": 1.0}
+        **{"meta.early_stopping.patience": 2, "meta.validate_every": 1, "meta.iterations": 500},
+        **{"meta.learning_rate": 1.0},
     )
     list(run.epochs())
     assert run.best is not None and run.iteration == run.best.number + 2 < 500

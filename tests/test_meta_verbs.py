@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 
 from polyshot.errors import DataError, RunError
+from polyshot.meta.episodes import build_source
 from polyshot.meta.saved import SavedLearner
+from polyshot.meta.training import MetaRun
 from polyshot.study import Study
 from polyshot.verbs.adapt import adapt, find_learner
 from polyshot.verbs.meta import MetaResult, meta_learn
@@ -49,6 +51,14 @@ def school_study(folder: Path, **values: Any) -> Study:
     ).with_values(values)
 
 
+def trained(study: Study, table: pd.DataFrame | None = None) -> SavedLearner:
+    """The study's learner, saved nowhere."""
+    source = build_source(study, table)
+    run = MetaRun(study, source)
+    list(run.epochs())
+    return SavedLearner.of(study, source, run.best_weights())
+
+
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory) -> MetaResult:
     return meta_learn(school_study(tmp_path_factory.mktemp("meta")), table=schools())
@@ -56,7 +66,7 @@ def learnt(tmp_path_factory) -> MetaResult:
 
 def test_the_protocol_shows_the_learner_beside_what_it_has_to_beat(learnt: MetaResult) -> None:
     steps = learnt.table.groupby("method", sort=False)["step"].apply(list).to_dict()
-    assert list(steps)[0] == "meta-learnt" and steps["meta-learnt"] == [0, 1, 2, 3]
+    assert next(iter(steps)) == "meta-learnt" and steps["meta-learnt"] == [0, 1, 2, 3]
     assert len(steps) == 5
     verdicts = learnt.verdicts.set_index("method")
     # The slope changes its sign from school to school: without adapting nothing can be known.
@@ -81,13 +91,15 @@ def test_all_is_in_mlflow(learnt: MetaResult) -> None:
     assert {artifact.path for artifact in client.list_artifacts(learnt.mlflow_id)} >= {"learner", "adaptation.json"}
 
 
-def test_a_finished_run_is_not_gone_on_with_and_an_unfinished_one_is(tmp_path: Path, learnt: MetaResult) -> None:
-    study = school_study(tmp_path, **{"meta.iterations": 20, "meta.validate_every": 10})
-    first = meta_learn(study, table=schools(), baselines=False)
-    state = json.loads((first.folder / "run.json").read_text())
-    (first.folder / "run.json").write_text(json.dumps(state | {"status": "running"}))
-    assert meta_learn(study, table=schools(), baselines=False).folder == first.folder
-    assert meta_learn(study, table=schools(), baselines=False).folder != first.folder
+def test_an_interrupted_run_is_taken_up_again_where_it_was(learnt: MetaResult) -> None:
+    state = json.loads((learnt.folder / "run.json").read_text())
+    (learnt.folder / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    study = Study.load(learnt.folder / "study.yaml")
+    again = meta_learn(study, table=schools(), baselines=False)
+    assert again.folder == learnt.folder
+    pd.testing.assert_frame_equal(again.curves, learnt.curves)  # from the checkpoint at its end
+    own = learnt.table[learnt.table["method"] == "meta-learnt"]
+    pd.testing.assert_frame_equal(again.table, own)
 
 
 def test_a_new_school_is_adapted_to_and_predicted(learnt: MetaResult, tmp_path: Path, polyshot) -> None:
@@ -125,9 +137,9 @@ def test_an_adapted_model_is_an_mlflow_model(learnt: MetaResult) -> None:
 @pytest.mark.parametrize("kind", ["ridge", "anil", "protonet"])
 def test_classes_of_a_table_are_predicted_after_adapting(kind: str, tmp_path: Path) -> None:
     values = {"meta.learner.kind": kind, "meta.episodes.task": "passed", "meta.iterations": 200}
-    result = meta_learn(school_study(tmp_path, **values), table=schools(), baselines=False)
+    learner = trained(school_study(tmp_path, **values), schools())
     support, rest = schools(1, seed=5, slope=-1.0).iloc[:8], schools(1, seed=6, slope=-1.0)
-    predicted = result.learner.adapt_table(support).predict(rest)
+    predicted = learner.adapt_table(support).predict(rest)
     assert (predicted["passed"] == rest["passed"]).mean() > 0.7
     assert predicted["passed_probability"].between(0, 1).all()
 
@@ -179,15 +191,15 @@ def class_learner(kind: str, tmp_path: Path) -> SavedLearner:
                 "meta": {
                     "episodes": {"kind": "classes", "source": "sources:clusters", "ways": 3, "shots": 3, "query": 3},
                     "learner": {"kind": kind} | steps,
-                    "iterations": 100,
-                    "validate_every": 50,
+                    "iterations": 400,
+                    "validate_every": 200,
                     "test_tasks": 50,
                 },
                 "scale": {"device": "cpu"},
             }
         )
     )
-    return meta_learn(Study.load(tmp_path / "study.yaml"), baselines=False).learner
+    return trained(Study.load(tmp_path / "study.yaml"))
 
 
 @pytest.mark.parametrize("kind", ["maml", "protonet"])

@@ -75,8 +75,8 @@ class Groups:
         enough = counts > self._support
         if not enough.any():
             raise DataError(
-                f"meta.episodes.support: no group of the {WORDS[split]} split has more than {self._support} rows with a "
-                f"label of '{self.target.column}'; lower it, or group by a coarser column"
+                f"meta.episodes.support: no group of the {WORDS[split]} split has more than {self._support} rows with "
+                f"a label of '{self.target.column}'; lower it, or group by a coarser column"
             )
         if not enough.all():
             self.notes.append(

@@ -11,6 +11,8 @@ from polyshot.meta.learners.base import Adapted
 from polyshot.meta.learners.features import FeatureLearner
 from polyshot.meta.stacked import Weights
 
+_UNSEEN = 10.0  # nats by which a class without rows of support is less likely than its distance says
+
 
 class ProtoNet(FeatureLearner):
     """Logits are negative squared distances from the classes' mean features (eq. 2)."""
@@ -19,23 +21,24 @@ class ProtoNet(FeatureLearner):
         del weights
         ways = int(self.network.head.out_features)
         members = self.objective.targets(labels, ways).to(features.dtype)  # [T, K, W]
-        # A class without rows has no mean; it is put where nothing is near it.
         counts = members.sum(1).unsqueeze(2)  # [T, W, 1]
         means = members.transpose(1, 2) @ features / counts.clamp(min=1)
-        return {"prototypes": means, "missing": (counts == 0).squeeze(2)}
+        # A class without rows (a group may have some only) stands at the mean of all, and is told to be unlikely.
+        means = torch.where(counts > 0, means, features.mean(1, keepdim=True))
+        return {"prototypes": means, "handicap": _UNSEEN * (counts == 0).squeeze(2).to(features.dtype)}
 
     def predict(self, weights: Weights, adapted: Adapted, features: Tensor) -> Tensor:
         del weights
         means = adapted["prototypes"]
         squares = features.square().sum(2, keepdim=True) + means.square().sum(2).unsqueeze(1)
         distances = torch.baddbmm(squares, features, means.transpose(1, 2), alpha=-2)  # [T, N, W]
-        return (-distances).masked_fill(adapted["missing"].unsqueeze(1), -torch.inf)
+        return -distances - adapted["handicap"].unsqueeze(1)
 
     def linear(self, weights: Weights, adapted: Adapted) -> tuple[Tensor, Tensor]:
         # −|f − c|² is 2 c·f − |c|² and a term that all classes have in common.
         del weights
         means = adapted["prototypes"]
-        return 2 * means, (-means.square().sum(2)).masked_fill(adapted["missing"], -torch.inf)
+        return 2 * means, -means.square().sum(2) - adapted["handicap"]
 
     def reference(self) -> Any:
         from polyshot.meta.engines.learn2learn import protonet

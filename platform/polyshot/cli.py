@@ -193,9 +193,12 @@ def affinity(
         )
         return
     console = _console()
-    _print_table(console, result.matrix.reset_index(names=""), "what learning a task (row) does for others (column)")
+    # Printed as lines: a table breaks a title that is wider than itself.
+    console.print("What learning a task (row) does for others (column):")
+    _print_table(console, result.matrix.reset_index(names=""), "")
     if result.conflicts is not None:
-        _print_table(console, result.conflicts.reset_index(names=""), "\nshare of batches in which gradients conflict")
+        console.print("\nShare of batches in which their gradients conflict:")
+        _print_table(console, result.conflicts.reset_index(names=""), "")
     _print_groups(console, study_file, result)
 
 
@@ -453,8 +456,8 @@ def _print_groups(console: Console, study_file: Path, result: AffinityResult) ->
 
     lists = result.groups[["tasks", "serves"]].map(", ".join)
     values = [", ".join(f"{value:+.3g}" for value in row) for row in result.groups["predicted"]]
-    title = "\nproposed networks, and what they are predicted to give the tasks they serve (0: as alone)"
-    _print_table(console, pd.concat([lists, pd.Series(values, lists.index, name="predicted")], axis=1), title)
+    console.print("\nProposed networks, and what they are predicted to give the tasks they serve (0: as alone):")
+    _print_table(console, pd.concat([lists, pd.Series(values, lists.index, name="predicted")], axis=1), "")
     console.print(f"\nplot      {_near(result.folder)}/plots/affinity.png")
     for path in result.studies:
         console.print(f"train     polyshot train {_near(path)}")

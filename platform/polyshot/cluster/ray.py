@@ -18,10 +18,8 @@ from polyshot.study import Study
 
 _CONNECT_SECONDS = 5.0
 _STARTS = 3  # Ray gives a node half a minute to come up, which a machine at its limit may need more than once
-# Read by Ray when it starts and inherited by its workers. Relative paths mean the same in a trial as here, and the
-# project is not packed and unpacked again for every start under `uv run`.
+# Read by Ray when it starts and inherited by its workers: relative paths mean the same in a trial as here.
 _EMBEDDED = {
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
@@ -47,7 +45,8 @@ def ray_session(study: Study) -> Iterator[None]:
     try:
         if address == "local":
             os.environ.update({name: os.environ.get(name, value) for name, value in _EMBEDDED.items()})
-            _start()
+            with _in_this_environment():
+                _start()
         else:
             _join(address, study)
         yield
@@ -63,6 +62,22 @@ def ray_session(study: Study) -> Iterator[None]:
 def nodes() -> Sequence[Mapping[str, float]]:
     """The resources of each node that is alive."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def _in_this_environment() -> Iterator[None]:
+    """Started by `uv run`, Ray would pack up the current folder and build an environment from it for every worker.
+
+    On one machine the workers can use the driver's. Ray reads its variable for that when it is imported, which may have
+    been long before.
+    """
+    constants, name = ray._private.ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+    before = getattr(constants, name, None)
+    setattr(constants, name, False)
+    try:
+        yield
+    finally:
+        setattr(constants, name, before)
 
 
 def _start() -> None:
