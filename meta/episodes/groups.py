@@ -67,6 +67,14 @@ class Groups:
         """How many groups a split has."""
         return len(self._splits[split][0].counts)
 
+    def rows(self, split: Split) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All rows of a split's groups: inputs [R, F], labels [R], and the number of each one's group [R]."""
+        members, inputs, labels = self._splits[split]
+        known = torch.arange(members.rows.shape[1]) < members.counts.unsqueeze(1)
+        groups = torch.arange(len(members.counts)).unsqueeze(1).expand_as(members.rows)
+        order = members.rows[known]
+        return inputs[order], labels[order], groups[known]
+
     def _of_split(
         self, split: Split, examples: Examples, groups: NDArray[np.int64], place: int
     ) -> tuple[Members, torch.Tensor, torch.Tensor]:

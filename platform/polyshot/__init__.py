@@ -6,6 +6,7 @@ Importing this package is quick: what it offers is loaded when it is first named
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from polyshot.errors import PolyshotError
@@ -13,21 +14,36 @@ from polyshot.errors import PolyshotError
 if TYPE_CHECKING:
     from polyshot.saved_model import SavedModel
     from polyshot.study import Study
-    from polyshot.verbs.affinity import affinity
     from polyshot.verbs.adapt import adapt
+    from polyshot.verbs.affinity import affinity
     from polyshot.verbs.compare import compare
     from polyshot.verbs.meta import meta_learn
     from polyshot.verbs.predict import predict
     from polyshot.verbs.search import search
     from polyshot.verbs.train import train
 
-__all__ = ["PolyshotError", "SavedModel", "Study", "affinity", "compare", "predict", "search", "train"]
+__all__ = [
+    "PolyshotError",
+    "SavedModel",
+    "Study",
+    "adapt",
+    "affinity",
+    "compare",
+    "meta_learn",
+    "predict",
+    "search",
+    "train",
+]
+
+# OpenMP's threads wait for each other by spinning. Where another process has a core, torch then takes twenty times as
+# long (benchmarks/threads.py). The libraries read this when they are loaded, so it is said before any of them is.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _LAZY = {
     "SavedModel": "polyshot.saved_model",
     "Study": "polyshot.study",
-    "affinity": "polyshot.verbs.affinity",
     "adapt": "polyshot.verbs.adapt",
+    "affinity": "polyshot.verbs.affinity",
     "compare": "polyshot.verbs.compare",
     "meta_learn": "polyshot.verbs.meta",
     "predict": "polyshot.verbs.predict",

@@ -738,6 +738,10 @@ class Meta(Section):
 
     episodes: MetaEpisodes = Field(default_factory=GroupEpisodes)
     network: Network = Field(default_factory=EncoderNetwork)
+    start: str | None = Field(
+        None,
+        description="A run of `polyshot train` on this table, with hard sharing: starts from its encoder.",
+    )
     learner: MetaLearner = Field(default_factory=MAMLLearner)
     engine: Literal["auto", "vectorised", "learn2learn"] = Field(
         "auto",
@@ -983,6 +987,7 @@ class Study(Section):
         tree["model"]["sharing"] = {"kind": "hard"}
         tree["balance"] = {"kind": "fixed"}
         tree["search"] = Search().model_dump(mode="json")
+        tree["meta"] = Meta().model_dump(mode="json")
         study = Study.from_dict(tree)
         study._folder = self._folder
         return study
@@ -1075,6 +1080,9 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     if study.data.group in targets.values():
         yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
     yield from _sharing_disagreements(study)
+    episodes = study.meta.episodes
+    if isinstance(episodes, GroupEpisodes) and episodes.task is not None and episodes.task not in study.tasks:
+        yield ("meta", "episodes", "task"), f"names no task of this study.{did_you_mean(episodes.task, study.tasks)}"
     sampling, balance = study.training.sampling.kind, study.balance.kind
     if sampling not in WHOLE_BATCHES and balance not in ONE_BY_ONE:
         yield (

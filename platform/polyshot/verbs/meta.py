@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyshot.errors import ResourceError, RunError
 from polyshot.outcomes import curve
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import RunFolder
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from polyshot.meta.episodes import EpisodeSource
     from polyshot.meta.evaluation import Scores
     from polyshot.meta.saved import SavedLearner
+    from polyshot.meta.stacked import Weights
     from polyshot.meta.training import MetaRun
 
 ACTIVITY = "meta-training"
@@ -82,6 +84,10 @@ def meta_learn(
         PolyshotError: for tasks that cannot be learnt from, a tracking store that cannot be used, a training that
             diverges.
     """
+    if study.scale.workers > 1 or study.scale.engine == "ray":
+        raise ResourceError(
+            "scale: `polyshot meta` trains in this process; set scale.workers to 1 and engine to 'auto'"
+        )
     with Tracker.open(study) as tracker:
         import torch
 
@@ -93,7 +99,7 @@ def meta_learn(
         for note in getattr(source, "notes", []):
             progress.note(note)
         # Built before anything is written: what cannot be trained leaves no run behind.
-        run = MetaRun(study, source, note=progress.note)
+        run = MetaRun(study, source, note=progress.note, start=_start(study, source))
         folder = RunFolder.open(study, "meta", study.digest(*SECTIONS), fresh=fresh)
         parent = tracker.start_run(
             folder.key,
@@ -116,6 +122,38 @@ def meta_learn(
     folder.state["mlflow_id"] = tracker.mlflow_id(parent)
     folder.close("finished")
     return MetaResult(**result, folder=folder.path, mlflow_id=folder.state["mlflow_id"])
+
+
+def _start(study: Study, source: EpisodeSource) -> Weights | None:
+    """The weights of the encoder that `meta.start` names, as those of the learner's body.
+
+    Raises:
+        RunError: when there is no such run, or its encoder is not one that this study's learner can start from.
+    """
+    if study.meta.start is None:
+        return None
+    import numpy as np
+
+    from polyshot.meta.episodes import Groups
+    from polyshot.meta.networks import build_network
+    from polyshot.models.sharing.hard import HardSharing
+    from polyshot.saved_model import SavedModel
+    from polyshot.verbs.predict import find_model
+
+    place = f"meta.start: '{study.meta.start}'"
+    saved = SavedModel.load(find_model(study.meta.start, study.storage_folder.parent))
+    if not isinstance(source, Groups) or not isinstance(saved.model.sharing, HardSharing):
+        raise RunError(f"{place} needs hard sharing, and episodes of kind 'groups' from the same table; choose these")
+    inputs = [features.transform(source.example) for features in (saved.features, source.features)]
+    if inputs[0].shape != inputs[1].shape or not np.allclose(*inputs, atol=1e-5):
+        raise RunError(
+            f"{place} reads the table's columns in another way; use the same `data` and split in both studies"
+        )
+    start = {f"body.{name}": value for name, value in saved.model.sharing.encoder.state_dict().items()}
+    own = build_network(study, source.shape, source.outputs).state_dict()
+    if any(name not in own or own[name].shape != value.shape for name, value in start.items()):
+        raise RunError(f"{place} has another encoder; use the same `model.encoder` in both studies")
+    return start
 
 
 def _meta(
