@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from polyshot.progress import Progress
 from polyshot.searching.searcher import open_study
 from polyshot.study import Study
 from polyshot.training.baselines import train_baselines
-from polyshot.verbs.search import SearchResult, search
+from polyshot.verbs.search import SearchResult, saved_result, search
 
 PARTS = """\
 import os
@@ -250,6 +251,19 @@ def test_a_search_whose_budget_is_used_returns_what_it_found_at_once(whole):
     assert seen.steps == []
     pd.testing.assert_frame_equal(again.trials, result.trials)
     assert (again.folder, again.best_values, again.mlflow_id) == (result.folder, result.best_values, result.mlflow_id)
+
+
+def test_a_newer_search_that_was_interrupted_comes_before_what_an_older_one_found(whole):
+    study, result, _ = whole
+    newer = result.folder.with_name("search-2")
+    newer.mkdir()
+    state = json.loads((result.folder / "run.json").read_text())
+    (newer / "run.json").write_text(json.dumps(state | {"status": "running"}))
+    try:
+        assert saved_result(study, state["digest"]) is None
+    finally:
+        shutil.rmtree(newer)
+    assert saved_result(study, state["digest"]).folder == result.folder
 
 
 def test_a_larger_budget_goes_on(whole):

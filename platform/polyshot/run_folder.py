@@ -31,7 +31,7 @@ class RunFolder:
     def open(
         cls, study: Study, verb: str, digest: str, *, fresh: bool = False, reopen_finished: bool = False
     ) -> RunFolder:
-        """The unfinished run of `verb` with this `digest`, else a new one.
+        """The newest run of `verb` with this `digest` when it is unfinished, else a new one.
 
         Args:
             digest: of all in the study that must be equal for a run to go on.
@@ -41,15 +41,12 @@ class RunFolder:
         Raises:
             RunError: when another process works in the run that would be resumed, or the folder cannot be made.
         """
-        home = study.storage_folder
-        names = (folder.name.removeprefix(f"{verb}-") for folder in home.glob(f"{verb}-*"))
-        numbers = [int(name) for name in names if name.isdigit()]
-        for number in sorted(numbers, reverse=True):
-            state = _read_state(home / f"{verb}-{number}")
-            resumable = state.get("status") in ("running", "failed") or reopen_finished
-            if not fresh and resumable and state.get("digest") == digest:
-                return cls._locked(home / f"{verb}-{number}", state, resumed=True)
-        path = home / f"{verb}-{max(numbers, default=0) + 1}"
+        newest = None if fresh else newest_run(study, verb, digest)
+        if newest is not None:
+            state = _read_state(newest)
+            if state["status"] in ("running", "failed") or reopen_finished:
+                return cls._locked(newest, state, resumed=True)
+        path = study.storage_folder / f"{verb}-{max(_numbers(study, verb), default=0) + 1}"
         state = {"verb": verb, "digest": digest, "started": time.time()}
         try:
             path.mkdir(parents=True)
@@ -93,6 +90,17 @@ class RunFolder:
     def close(self, status: str) -> None:
         self.set_status(status)
         self._lock.close()
+
+
+def newest_run(study: Study, verb: str, digest: str) -> Path | None:
+    """The folder of the newest run of `verb` with this `digest`, whatever its state."""
+    folders = (study.storage_folder / f"{verb}-{number}" for number in sorted(_numbers(study, verb), reverse=True))
+    return next((folder for folder in folders if _read_state(folder).get("digest") == digest), None)
+
+
+def _numbers(study: Study, verb: str) -> list[int]:
+    names = (folder.name.removeprefix(f"{verb}-") for folder in study.storage_folder.glob(f"{verb}-*"))
+    return [int(name) for name in names if name.isdigit()]
 
 
 def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search")) -> Path:

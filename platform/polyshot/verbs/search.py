@@ -32,7 +32,7 @@ from polyshot.outcomes import log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
 from polyshot.report import plots
 from polyshot.results import comparison, delta_m, hurt_tasks
-from polyshot.run_folder import RunFolder, write_json
+from polyshot.run_folder import RunFolder, newest_run, write_json
 from polyshot.saved_model import save_model
 from polyshot.searching.importances import parameter_importances
 from polyshot.searching.objective import Objective
@@ -118,7 +118,7 @@ def search(
     check_sampler(study.search.sampler)
     check_space(study)
     digest = search_digest(study)
-    if not fresh and (found := _saved_result(study, digest)) is not None:
+    if not fresh and (found := saved_result(study, digest)) is not None:
         return found
     store = resolve(study)
     store.check()
@@ -155,7 +155,7 @@ def search(
             parent.end()
     if (kept := tracker.close()) is not None:
         progress.note(str(kept))
-    outcome |= {"digest": digest, "mlflow_id": tracker.mlflow_id(parent)}
+    outcome["mlflow_id"] = tracker.mlflow_id(parent)
     write_json(folder.path / _RESULT, outcome)
     folder.state["mlflow_id"] = outcome["mlflow_id"]
     folder.close("finished")
@@ -394,17 +394,17 @@ def _tune_settings() -> Iterator[str]:
 # --- the result on disk ----------------------------------------------------------------------------------------------
 
 
-def _saved_result(study: Study, digest: str) -> SearchResult | None:
-    """The result of a search that has used the study's budget, and of which no newer one is under way."""
-    for path in study.storage_folder.glob(f"search-*/{_RESULT}"):
-        outcome = json.loads(path.read_text(encoding="utf-8"))
-        trials, minutes = study.search.trials, study.search.minutes
-        is_used = (trials is not None and outcome["trials_begun"] >= trials) or (
-            minutes is not None and outcome["seconds"] >= 60 * minutes
-        )
-        if outcome["digest"] == digest and is_used:
-            return _read_result(study, path.parent, outcome)
-    return None
+def saved_result(study: Study, digest: str) -> SearchResult | None:
+    """The result of the newest search like this one, when it has ended and used the study's budget."""
+    folder = newest_run(study, "search", digest)
+    if folder is None or not (folder / _RESULT).exists():
+        return None
+    outcome = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    trials, minutes = study.search.trials, study.search.minutes
+    is_used = (trials is not None and outcome["trials_begun"] >= trials) or (
+        minutes is not None and outcome["seconds"] >= 60 * minutes
+    )
+    return _read_result(study, folder, outcome) if is_used else None
 
 
 def _write_table(path: Path, table: pd.DataFrame) -> None:
