@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from timing import machine
 
@@ -160,16 +161,21 @@ def linear_models(settings: Study, source: Groups) -> Iterator[tuple[str, torch.
         print("left out: mixed effects: statsmodels is not installed", file=sys.stderr)
         return
     inputs, labels, groups = (part.numpy() for part in source.rows("train"))
-    design = statsmodels.add_constant(inputs.astype(float), has_constant="add")
+    # One-hot columns add up to the constant: the model is fitted to what is independent of it.
+    centre = inputs.mean(0)
+    _, sizes, axes = np.linalg.svd(inputs - centre, full_matrices=False)
+    axes = axes[sizes > 1e-3 * sizes[0]].T
+    design = statsmodels.add_constant(((inputs - centre) @ axes).astype(float), has_constant="add")
     fitted = statsmodels.MixedLM(labels.astype(float), design, groups).fit(reml=True)
     between, within = float(fitted.cov_re[0, 0]), float(fitted.scale)
-    fixed = torch.as_tensor(fitted.fe_params, dtype=torch.float32)
+    slopes = torch.as_tensor(axes @ fitted.fe_params[1:], dtype=torch.float32)
+    intercept = float(fitted.fe_params[0] - centre @ slopes.numpy())
     errors: dict[str, list[torch.Tensor]] = {"pooled (fixed effects)": [], "mixed effects": []}
     for episodes in episode_batches(settings, source, "test", 2000):
-        residuals = episodes.support_labels - episodes.support @ fixed[1:] - fixed[0]
+        residuals = episodes.support_labels - episodes.support @ slopes - intercept
         # The best linear unbiased prediction of the school's intercept from K residuals.
         shrunk = residuals.sum(1) / (residuals.shape[1] + within / between)
-        predicted = episodes.query @ fixed[1:] + fixed[0]
+        predicted = episodes.query @ slopes + intercept
         for name, values in (("pooled (fixed effects)", predicted), ("mixed effects", predicted + shrunk[:, None])):
             errors[name].append(
                 source.objective.metrics(values.unsqueeze(2), episodes.query_labels, episodes.query_mask)

@@ -335,6 +335,7 @@ class Synthetic(Problem):
     """
 
     lower_is_better = True
+    settings = tuple({"training.optimiser.learning_rate": rate} for rate in (1e-3, 1e-2))
 
     def __init__(self, correlation: float):
         self.networks = {
@@ -354,13 +355,13 @@ class Synthetic(Problem):
                 "data": {"source": "data_mmoe:table", "split": {"seed": seed}},
                 "tasks": {"first": {"kind": "regression"}, "second": {"kind": "regression"}},
                 "model": {"encoder": {"depth": 1}},
-                "training": {"epochs": 60, "batch_size": 128},
+                "training": {"epochs": 100, "batch_size": 128, "early_stopping": {"patience": 30}},
             }
         )
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        return data_mmoe.table(self.correlation)
+        return data_mmoe.table(self.correlation, scale=0.3)
 
     def scores(self, labels: Predictions, predicted: Predictions) -> Scores:
         errors = [float(np.mean((y - p) ** 2) / np.var(y)) for y, p in zip(labels, predicted, strict=True)]

@@ -144,8 +144,8 @@ def _start(study: Study, source: EpisodeSource) -> Weights | None:
     saved = SavedModel.load(find_model(study.meta.start, study.storage_folder.parent))
     if not isinstance(source, Groups) or not isinstance(saved.model.sharing, HardSharing):
         raise RunError(f"{place} needs hard sharing, and episodes of kind 'groups' from the same table; choose these")
-    inputs = [features.transform(source.example) for features in (saved.features, source.features)]
-    if inputs[0].shape != inputs[1].shape or not np.allclose(*inputs, atol=1e-5):
+    theirs, ours = (features.transform(source.example) for features in (saved.features, source.features))
+    if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=1e-5):
         raise RunError(
             f"{place} reads the table's columns in another way; use the same `data` and split in both studies"
         )
