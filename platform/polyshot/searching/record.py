@@ -6,6 +6,7 @@ once, also where an earlier process died before it could.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -21,8 +22,8 @@ from polyshot.outcomes import curve, log_baseline, log_outcome
 from polyshot.progress import Progress
 from polyshot.run_folder import RunFolder
 from polyshot.searching.objective import Objective
-from polyshot.searching.protocol import ERROR, STOPPED
-from polyshot.searching.searcher import METRICS, VALUES, TrialSearcher, was_stopped
+from polyshot.searching.protocol import ERROR, OBJECTIVE, STOPPED
+from polyshot.searching.searcher import EPOCHS, METRICS, VALUES, TrialSearcher, was_stopped
 from polyshot.searching.trainable import trial_folder
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Status, Tracker
@@ -97,6 +98,9 @@ class Recorder(tune.Callback):
         number = self._number(trial)
         last = self._logged.get(number, 0)
         run = self._run(number, trial.config["values"])
+        if math.isfinite(result[OBJECTIVE]):
+            # Before any other metric: MLflow's comparison of runs opens with the one that was logged first.
+            run.log_metrics({"objective": result[OBJECTIVE]}, step=result["epoch"])
         for values in result["epochs"]:
             epoch = Epoch(**values)
             if epoch.number > last:
@@ -143,8 +147,7 @@ class Recorder(tune.Callback):
             run = self._run(trial.number, trial.user_attrs.get(VALUES, {}))
             if metrics := validation_metrics(trial):
                 value = self._objective_value(trial)
-                # Of the names of a trial's metrics the first by alphabet: MLflow's comparison opens with it.
-                run.log_metrics({"objective": value})
+                run.log_metrics({"objective": value}, step=trial.user_attrs[EPOCHS])
                 log_outcome(run, {"validation": metrics}, {"validation": value} if self._is_improvement else {})
             status: Status = "FINISHED"
             if trial.state == TrialState.FAIL:

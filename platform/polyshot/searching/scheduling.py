@@ -63,9 +63,14 @@ def plan_trials(study: Study, nodes: Sequence[Mapping[str, float]]) -> Plan:
     return Plan(concurrency, threads, share)
 
 
-def rungs(study: Study) -> list[int]:
-    """The epochs after which the scheduler may stop a trial; a trial reports at each of them."""
-    epochs, grace = study.training.epochs, min(study.search.grace_epochs, study.training.epochs)
+def rungs(study: Study, epochs: int | None = None) -> list[int]:
+    """The epochs after which the scheduler may stop a trial; a trial reports at each of them.
+
+    Args:
+        epochs: of a whole trial; by default as many as the study trains for.
+    """
+    epochs = epochs or study.training.epochs
+    grace = min(study.search.grace_epochs, epochs)
     match study.search.scheduler:
         case "asha":
             levels = int(math.log(epochs / grace, _REDUCTION) + 1e-9) + 1
@@ -76,21 +81,23 @@ def rungs(study: Study) -> list[int]:
             return []
 
 
-def build_scheduler(study: Study, direction: str) -> TrialScheduler:
+def build_scheduler(study: Study, direction: str, epochs: int | None = None) -> TrialScheduler:
     """The study's scheduler.
 
     Args:
         direction: "maximize" or "minimize".
+        epochs: of a whole trial; by default as many as the study trains for.
     """
     mode = "max" if direction == "maximize" else "min"
-    grace = min(study.search.grace_epochs, study.training.epochs)
+    epochs = epochs or study.training.epochs
+    grace = min(study.search.grace_epochs, epochs)
     match study.search.scheduler:
         case "asha":
             return AsyncHyperBandScheduler(
                 time_attr="epoch",
                 metric=OBJECTIVE,
                 mode=mode,
-                max_t=study.training.epochs,
+                max_t=epochs,
                 grace_period=grace,
                 reduction_factor=_REDUCTION,
             )

@@ -2,7 +2,7 @@
 
 A process that has imported torch and holds the data trains one trial after another (`reset_config`); what goes wrong in
 a trial is therefore reported as its result and never raised, since an exception would cost the process. The trial's
-model stays in its folder, and only numbers travel to the driver.
+model stays in its folder, and only numbers travel to the driver. What is trained is the subject's affair.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from ray import tune
 from ray.tune.result import DONE
 
-from polyshot.data.prepare import Prepared, prepare
-from polyshot.searching.objective import Objective
 from polyshot.searching.protocol import DEADLINE, ERROR, OBJECTIVE, STOPPED, error_words
+from polyshot.searching.subject import Subject, Trained
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
-from polyshot.training.loop import Epoch, TrainingRun
+from polyshot.training.loop import Epoch
 
 # Epochs of a small model take milliseconds, a round trip to the driver as well: report in portions.
 _REPORT_SECONDS = 0.2
@@ -36,9 +34,7 @@ class SearchContext:
     """What all trials of a search have in common; sent once to every worker process."""
 
     study: Study
-    prepared: Prepared
-    table: pd.DataFrame | None  # where the caller gave one in place of `data.source`
-    objective: Objective
+    subject: Subject
     folder: Path  # of the trials' folders
     rungs: frozenset[int]  # epochs that must be the last of a report
     deadline: float  # Unix time
@@ -50,17 +46,6 @@ def trial_folder(trials: Path, number: int) -> Path:
 
 def checkpoint_path(trials: Path, number: int) -> Path:
     return trial_folder(trials, number) / "checkpoint.pt"
-
-
-def prepared_for(study: Study, base: Study, prepared: Prepared, table: pd.DataFrame | None) -> Prepared:
-    """The data of `base`, or a trial's own where its values change what is prepared."""
-
-    def targets(of: Study) -> list[dict[str, Any]]:
-        return [task.model_dump(exclude={"weight", "loss", "metric"}) for task in of.tasks.values()]
-
-    if study.data == base.data and targets(study) == targets(base):
-        return prepared
-    return prepare(study, table)
 
 
 class TrialTrainable(tune.Trainable):
@@ -100,9 +85,7 @@ class TrialTrainable(tune.Trainable):
         self._reported = 0
         self._path = checkpoint_path(self._context.folder, config["number"])
         try:
-            base = self._context.study
-            study = base.with_values(config["values"])
-            self._open(study, prepared_for(study, base, self._context.prepared, self._context.table))
+            self._open(self._context.study.with_values(config["values"]))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this trial's and not the next one's
             self._error = error_words(error)
 
@@ -111,7 +94,7 @@ class TrialTrainable(tune.Trainable):
         self._reported = len(history)
         best = next((epoch for epoch in reversed(history) if epoch.is_best), None)
         return {
-            OBJECTIVE: self._context.objective.value(best.metrics) if best else math.nan,
+            OBJECTIVE: self._context.subject.objective.value(best.metrics) if best else math.nan,
             "metrics": list(best.metrics.items()) if best else [],
             "epoch": history[-1].number,
             "epochs": [asdict(epoch) for epoch in new],
@@ -125,12 +108,13 @@ class TrialTrainable(tune.Trainable):
 
     # --- training in this process ------------------------------------------------------------------------------------
 
-    def _open(self, study: Study, prepared: Prepared) -> None:
+    def _open(self, study: Study) -> None:
         self._saved = time.monotonic()
-        run = TrainingRun(study, prepared)
+        run = self._context.subject.begin(study)
         if (state := load_checkpoint(self._path, run.device)) is not None:
             run.load_state_dict(state)
-        self._run: TrainingRun | None = run
+        self._run: Trained | None = run
+        self._checkpoint_seconds = study.training.checkpoint_seconds
 
     def _advance(self) -> dict[str, Any]:
         run = self._run
@@ -140,7 +124,7 @@ class TrialTrainable(tune.Trainable):
             if self._is_report(epoch, started):
                 break
         is_late = time.time() >= self._context.deadline
-        if run.finished or is_late or time.monotonic() - self._saved >= run.study.training.checkpoint_seconds:
+        if run.finished or is_late or time.monotonic() - self._saved >= self._checkpoint_seconds:
             save_checkpoint(run.state_dict(), self._path)
             self._saved = time.monotonic()
         return self._result(run.history, run.finished, is_late)
@@ -154,25 +138,23 @@ class DistributedTrainable(TrialTrainable):
 
     _training: threading.Thread | None = None
 
-    def _open(self, study: Study, prepared: Prepared) -> None:
+    def _open(self, study: Study) -> None:
         state = load_checkpoint(self._path)
         self._history = [Epoch(**epoch) for epoch in state["history"]] if state else []
         self._events: queue.SimpleQueue[Epoch | dict[str, Any] | BaseException] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._epochs = study.training.epochs
-        self._training = threading.Thread(target=self._train, args=(study, prepared), daemon=True)
+        self._epochs = self._context.subject.epochs(study)
+        self._training = threading.Thread(target=self._train, args=(study,), daemon=True)
         self._training.start()
 
-    def _train(self, study: Study, prepared: Prepared) -> None:
-        from polyshot.training.distributed import train_distributed  # most searches do without Ray Train
-
+    def _train(self, study: Study) -> None:
         def on_epoch(epoch: Epoch) -> None:
             if self._stop.is_set():
                 raise _StoppedError
             self._events.put(epoch)
 
         try:
-            self._events.put(train_distributed(study, prepared, self._path.parent, on_epoch=on_epoch))
+            self._events.put(self._context.subject.train_distributed(study, self._path.parent, on_epoch))
         except _StoppedError:
             pass
         except BaseException as error:  # noqa: BLE001 - it is raised by who asks for events

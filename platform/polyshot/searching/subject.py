@@ -1,0 +1,92 @@
+"""What a search trains in each of its trials, and what it optimises: one object that a verb hands in.
+
+Trials, schedulers and records know nothing else of what is trained, so that a search can be of anything that learns in
+epochs. `MultiTaskLearning` is the subject of `polyshot search`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+
+from polyshot.data.prepare import Prepared, prepare
+from polyshot.searching.objective import Objective
+from polyshot.study import Study
+from polyshot.training.loop import Epoch, TrainingRun
+
+
+class Trained(Protocol):
+    """A training that goes on from where it stands, epoch by epoch, such as a `TrainingRun`."""
+
+    device: torch.device
+    history: list[Epoch]
+
+    @property
+    def finished(self) -> bool: ...
+
+    def epochs(self) -> Iterator[Epoch]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Subject(Protocol):
+    """The subject of a search. It is pickled, and sent once to every worker process."""
+
+    @property
+    def objective(self) -> Objective: ...
+
+    def epochs(self, study: Study) -> int:
+        """How many epochs a trial with this study has, unless something ends it earlier."""
+        ...
+
+    def begin(self, study: Study) -> Trained:
+        """A training of a trial's study, in this process, that has not begun."""
+        ...
+
+    def train_distributed(self, study: Study, folder: Path, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
+        """Train a trial's study with `scale.workers` workers; as `training.distributed.train_distributed`."""
+        ...
+
+
+@dataclass(frozen=True)
+class MultiTaskLearning:
+    """Training runs of a study with other values, on data that most trials share.
+
+    Attributes:
+        base: the study that is searched.
+        prepared: its data.
+        table: the rows, where the caller gave them in place of `data.source`.
+    """
+
+    base: Study
+    prepared: Prepared
+    table: pd.DataFrame | None
+    objective: Objective
+
+    def epochs(self, study: Study) -> int:
+        return study.training.epochs
+
+    def begin(self, study: Study) -> TrainingRun:
+        return TrainingRun(study, self.prepared_for(study))
+
+    def train_distributed(self, study: Study, folder: Path, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
+        from polyshot.training.distributed import train_distributed  # most searches do without Ray Train
+
+        return train_distributed(study, self.prepared_for(study), folder, on_epoch=on_epoch)
+
+    def prepared_for(self, study: Study) -> Prepared:
+        """The data of the base, or a trial's own where its values change what is prepared."""
+
+        def targets(of: Study) -> list[dict[str, Any]]:
+            return [task.model_dump(exclude={"weight", "loss", "metric"}) for task in of.tasks.values()]
+
+        if study.data == self.base.data and targets(study) == targets(self.base):
+            return self.prepared
+        return prepare(study, self.table)

@@ -1,0 +1,264 @@
+"""The trials of one search, from the first to the last: under Ray Tune, in a run folder that lets a killed one go on.
+
+Called by the verbs that search, inside a Ray session of theirs. What a trial trains is its `Subject`; what becomes of
+the best one is the verb's affair.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+import ray
+from optuna.trial import FrozenTrial, TrialState
+from ray import tune
+from ray.tune.experiment import Trial
+
+from polyshot.errors import RunError
+from polyshot.progress import Progress
+from polyshot.report import plots
+from polyshot.run_folder import RunFolder, newest_run, write_json
+from polyshot.searching.importances import parameter_importances
+from polyshot.searching.objective import Objective
+from polyshot.searching.protocol import ERROR, STOPPED
+from polyshot.searching.record import Recorder, ranked, validation_metrics
+from polyshot.searching.scheduling import Plan, build_scheduler, replay, rungs
+from polyshot.searching.searcher import EPOCHS, VALUES, TrialSearcher, open_study, was_stopped
+from polyshot.searching.space import build_space
+from polyshot.searching.subject import Subject, Trained
+from polyshot.searching.trainable import DistributedTrainable, SearchContext, TrialTrainable, checkpoint_path
+from polyshot.study import Study
+from polyshot.tracking.tracker import Run, Tracker
+from polyshot.training.checkpoint import load_checkpoint
+
+RESULT = "result.json"  # what a verb writes when its search has ended; see `ended_search`
+_TRIALS, _TRIALS_TABLE, _BEST_STUDY, _JOURNAL = "trials.json", "trials.csv", "best-study.yaml", "optuna.journal"
+_WAITING_MEMORY = 2**20  # bytes; Tune wants a trial to ask for something
+# Tune's own logs of every trial, its display and its handler of SIGINT: Polyshot has its own ways for them.
+_TUNE_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+class Sweep:
+    """One search's trials, in its run folder.
+
+    Attributes:
+        optuna: the journal of its trials, as an Optuna study.
+    """
+
+    def __init__(
+        self, study: Study, subject: Subject, folder: RunFolder, tracker: Tracker, parent: Run, progress: Progress
+    ):
+        self.optuna = open_study(study, folder.path / _JOURNAL, subject.objective.direction)
+        self._study = study
+        self._subject = subject
+        self._folder = folder
+        self._trials_folder = (folder.path / "trials").absolute()
+        self._tracker = tracker
+        self._parent = parent
+        self._progress = progress
+
+    def run(self, plan: Plan, started: float) -> None:
+        """Run the trials that the budget still allows; it counts from `started` (Unix time) in this process."""
+        study, objective, epochs = self._study, self._subject.objective, self._subject.epochs(self._study)
+        started -= self._folder.state.get("seconds", 0.0)
+        deadline = math.inf if study.search.minutes is None else started + 60 * study.search.minutes
+        context = SearchContext(study, self._subject, self._trials_folder, frozenset(rungs(study, epochs)), deadline)
+        scheduler = build_scheduler(study, objective.direction, epochs)
+        earlier = self.optuna.get_trials(deepcopy=False)
+        replay(scheduler, (trial.intermediate_values for trial in earlier if trial.state.is_finished()))
+        recorder = Recorder(
+            study, self._folder, self._trials_folder, self._tracker, self._parent, self.optuna, objective,
+            self._progress, started,
+        )  # fmt: skip
+        searcher = TrialSearcher(
+            self.optuna,
+            build_space(study),
+            sampler=study.search.sampler,
+            trials=study.search.trials,
+            deadline=deadline,
+            check=study.with_values,
+            stopped_by=study.search.scheduler,
+        )
+        recorder.follow(searcher)
+        trainable, resources = TrialTrainable, {"cpu": plan.cpus, "gpu": plan.gpus}
+        if study.scale.workers > 1:  # Ray Train asks for the workers' share; a trial's own process only waits for them
+            trainable, resources = DistributedTrainable, {"cpu": 0, "gpu": 0, "memory": _WAITING_MEMORY}
+        if not searcher.is_over:
+            with _tune_settings() as scratch:
+                # Not `Tuner`, which saves itself, callbacks and searcher included, for a `restore` that is not needed.
+                tune.run(
+                    tune.with_parameters(trainable, context=context),
+                    name=self._folder.key,
+                    storage_path=scratch,
+                    resources_per_trial=resources,
+                    search_alg=searcher,
+                    scheduler=scheduler,
+                    num_samples=-1,  # the searcher says when it is over
+                    max_concurrent_trials=plan.concurrency,
+                    reuse_actors=True,
+                    max_failures=study.scale.max_failures,
+                    raise_on_failed_trial=False,
+                    callbacks=[recorder],
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_trial_name,
+                    verbose=0,
+                )
+        recorder.finish()
+
+    def best(self) -> FrozenTrial:
+        """The best trial.
+
+        Raises:
+            RunError: when no trial has a value.
+        """
+        trials = self.optuna.get_trials(deepcopy=False)
+        order = ranked(trials, self._subject.objective.direction)
+        if order:
+            return order[0]
+        if not trials:
+            minutes = self._study.search.minutes
+            raise RunError(f"search.minutes: the {minutes:g} minutes were over before a trial began; raise the limit")
+        error = trials[0].user_attrs.get(ERROR, "unknown")
+        raise RunError(f"all {len(trials)} trials of {self._folder.path} failed, the first with: {error}")
+
+    def restore(self, run: Trained, trial: FrozenTrial) -> None:
+        """Bring a training of the trial's study, which has not begun, to where the trial stood."""
+        state = load_checkpoint(checkpoint_path(self._trials_folder, trial.number), run.device)
+        if state is not None:
+            run.load_state_dict(state)
+        else:  # removed by hand: the same training gives the same model
+            for _ in run.epochs():
+                pass
+
+    def log(self, best: FrozenTrial) -> None:
+        """The table of the trials, the best one's study and the plots: in the run's folder, and on the parent run."""
+        values, path, objective = best.user_attrs[VALUES], self._folder.path, self._subject.objective
+        # Tags and not parameters: MLflow keeps a parameter's first value, and a larger budget may find a better trial.
+        tags = {f"best.{key}": value for key, value in values.items()}
+        self._parent.set_tags({"polyshot.best_trial": f"trial-{best.number:04d}"} | tags)
+        trials = trials_table(self.optuna, objective)
+        write_table(path / _TRIALS, trials)
+        trials.to_csv(path / _TRIALS_TABLE, index=False)
+        (path / _BEST_STUDY).write_text(self._study.with_values(values).to_yaml(), encoding="utf-8")
+        for name in (_TRIALS_TABLE, _BEST_STUDY):
+            self._parent.log_artifact(path / name)
+        importances = parameter_importances(self.optuna)
+        for figure in plots.search_figures(trials, objective.name, objective.direction, importances, path / "plots"):
+            self._parent.log_artifact(figure, "plots")
+
+    def outcome(self, best: FrozenTrial) -> dict[str, Any]:
+        """What the result's file says of every search: see `ended_search`."""
+        return {
+            "trials_begun": len(self.optuna.get_trials(deepcopy=False)),
+            "seconds": self._folder.state["seconds"],
+            "best_values": best.user_attrs[VALUES],
+        }
+
+
+def trials_table(optuna_study: optuna.Study, objective: Objective) -> pd.DataFrame:
+    """One row for each trial that has ended, the best first.
+
+    Columns: number, state (finished, stopped, failed), the objective by its name, epochs, seconds, each value that was
+    searched by its dotted key, each `task/metric` on validation, and the reasons `stopped` and `error`.
+    """
+    ended = [trial for trial in optuna_study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    with_value = ranked(ended, objective.direction)
+    rows = []
+    for trial in [*with_value, *(trial for trial in ended if trial.value is None)]:
+        attributes = trial.user_attrs
+        failed = trial.state == TrialState.FAIL
+        rows.append(
+            {
+                "number": trial.number,
+                "state": "failed" if failed else "stopped" if was_stopped(trial) else "finished",
+                objective.name: trial.value if trial.value is not None else math.nan,
+                "epochs": attributes.get(EPOCHS, 0),
+                "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
+                **attributes.get(VALUES, {}),
+                **{name: value for name, value in validation_metrics(trial).items() if name != objective.name},
+                "stopped": attributes.get(STOPPED),
+                "error": attributes.get(ERROR),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def warm_up(plan: Plan) -> None:
+    """Have Ray's idle processes, which become the trials' workers, import torch while the driver has other work."""
+    module = TrialTrainable.__module__
+
+    @ray.remote(num_cpus=plan.cpus)
+    def warm() -> None:
+        with suppress(ImportError):  # of that, the trials will tell
+            importlib.import_module(module)
+
+    for _ in range(plan.concurrency):
+        warm.remote()
+
+
+def _trial_name(trial: Trial) -> str:
+    return f"trial-{trial.config['number']:04d}"
+
+
+@contextmanager
+def _tune_settings() -> Iterator[str]:
+    """Tune's environment for the length of its run; yields a folder for what it writes, none of which is needed."""
+    before = {name: os.environ.get(name) for name in _TUNE_SETTINGS}
+    os.environ.update(_TUNE_SETTINGS)
+    level = logging.getLogger("ray.tune").level
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    try:
+        with tempfile.TemporaryDirectory(prefix="polyshot-tune-", ignore_cleanup_errors=True) as scratch:
+            yield scratch
+    finally:
+        logging.getLogger("ray.tune").setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+# --- the result on disk ----------------------------------------------------------------------------------------------
+
+
+def ended_search(study: Study, verb: str, digest: str) -> tuple[Path, dict[str, Any]] | None:
+    """The folder and the outcome of the newest search of this digest, when it has ended and used the study's budget."""
+    folder = newest_run(study, verb, digest)
+    if folder is None or not (folder / RESULT).exists():
+        return None
+    outcome = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    trials, minutes = study.search.trials, study.search.minutes
+    is_used = (trials is not None and outcome["trials_begun"] >= trials) or (
+        minutes is not None and outcome["seconds"] >= 60 * minutes
+    )
+    return (folder, outcome) if is_used else None
+
+
+def read_trials(folder: Path) -> pd.DataFrame:
+    """The `trials_table` that a search left in its folder."""
+    return read_table(folder / _TRIALS)
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Rows as JSON with every digit (pandas rounds), and null for what is undefined."""
+    write_json(path, table.astype(object).where(table.notna(), None).to_dict(orient="records"))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
