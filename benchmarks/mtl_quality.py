@@ -208,8 +208,7 @@ class School(Problem):
 
     settings = tuple(
         {"model.encoder.width": width, "training.optimiser.weight_decay": decay}
-        for width in (16, 32)
-        for decay in (0.1, 1.0, 3.0)
+        for width, decay in ((16, 0.1), (16, 1.0), (32, 3.0))
     )
 
     def __init__(self) -> None:

@@ -16,10 +16,10 @@ from polyshot.study import Study
 HEAD = """\
 # The study file
 
-Everything Polyshot does starts from one YAML file. Only `name`, `data` and `tasks` must be there; the rest has
-defaults. Unknown keys are errors. `polyshot check study.yaml` reports every mistake at once and prints the study with
-all defaults; `polyshot check --schema` prints the JSON schema for editors; `polyshot init table.csv` writes a first
-file for a table.
+Everything Polyshot does starts from one YAML file. Only `name`, `data` and `tasks` must be there (and only `name` and
+`meta` for meta-learning from episodes that are made of no table); the rest has defaults. Unknown keys are errors.
+`polyshot check study.yaml` reports every mistake at once and prints the study with all defaults; `polyshot check
+--schema` prints the JSON schema for editors; `polyshot init table.csv` writes a first file for a table.
 
 ```yaml
 name: star

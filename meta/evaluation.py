@@ -40,7 +40,10 @@ class Scores:
     bound: float
 
     def table(self, metric: str) -> pd.DataFrame:
-        """One row per step: its number, mean, interval (half of the 95 % one), median, diverged (a fraction)."""
+        """One row per step: its number, mean, interval (half of the 95 % one), median, diverged (a fraction).
+
+        A task whose metric is no number makes the mean one too; the median is that of the other tasks.
+        """
         rows = []
         for step, (losses, values) in enumerate(zip(self.losses, self.metrics, strict=True)):
             diverged = ~(losses <= self.bound)
@@ -50,7 +53,7 @@ class Scores:
                     "metric": metric,
                     "mean": values.mean().item(),
                     "interval": _Z95 * values.std().item() / math.sqrt(len(values)),
-                    "median": values.median().item(),
+                    "median": values.nanmedian().item(),
                     "diverged": diverged.double().mean().item(),
                 }
             )

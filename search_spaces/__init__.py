@@ -28,6 +28,7 @@ SPACES: dict[str, str] = {
     "groupings": "polyshot.search_spaces.groupings:groupings",
     "sampling": "polyshot.search_spaces.sampling:sampling",
     "balancing": "polyshot.search_spaces.balancing:balancing",
+    "meta": "polyshot.search_spaces.meta:meta",
 }
 
 

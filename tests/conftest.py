@@ -22,6 +22,7 @@ def one_thread() -> None:
 
 
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests record beside themselves, whatever the shell that runs them names
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # for tests that start Ray themselves, under `uv run pytest`
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `import polyshot`, for tests that import torch before it
 
 

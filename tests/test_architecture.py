@@ -28,9 +28,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 
 # Where a library may be imported at all; everything else reaches it through these.
 HOMES = {
-    "ray": ("cluster", "searching", "verbs.search", "training.distributed"),
+    "ray": ("cluster", "searching", "training.distributed"),
     "mlflow": ("tracking",),
-    "optuna": ("searching", "verbs.search", "search_spaces"),
+    "optuna": ("searching", "search_spaces"),
     "learn2learn": ("meta",),
     "torchjd": ("balancing",),
     "typer": ("cli",),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,16 +133,24 @@ def test_a_compiled_meta_gradient_is_the_same(kind: str) -> None:
     torch.testing.assert_close(compiled[0], loss)
 
 
-def test_without_a_compiler_training_goes_on_and_says_so(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+def uncompiled() -> None:
+    """What the next test has a process of its own do, since torch remembers what it knows of compilers."""
     made, notes = learner("maml", mlp()), []
     flat, episodes = start(made)[1], waves()
     compiled = engine(made, "vectorised", "always", notes)
     gradients = [compiled.gradient(flat, episodes, 0.0, 1)[1] for _ in range(2)]
     assert torch.equal(gradients[0], engine(made, "vectorised").gradient(flat, episodes, 0.0, 1)[1])
-    assert len(notes) == 1 and "not compiled" in notes[0]
+    print("\n".join(notes))
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(tmp_path) -> None:
+    environment = os.environ | {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_meta_engines; test_meta_engines.uncompiled()"],
+        cwd=Path(__file__).parent, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (note,) = done.stdout.strip().splitlines()
+    assert "not compiled" in note
 
 
 def test_compilation_waits_until_the_iterations_repay_it(monkeypatch) -> None:

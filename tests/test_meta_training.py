@@ -144,6 +144,7 @@ def test_scores_are_means_with_intervals_medians_and_the_share_that_diverged() -
     assert table.loc[0, "mean"] == 2.5 and table.loc[0, "median"] == 2.0
     assert table.loc[0, "interval"] == pytest.approx(1.96 * 1.29099 / 2, rel=1e-3)
     assert table["diverged"].tolist() == [0.0, 0.5]
+    assert table.loc[1, "median"] == 1.0  # of the tasks that have a number
 
 
 def test_all_methods_are_judged_on_the_same_episodes() -> None:

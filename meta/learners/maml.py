@@ -53,7 +53,7 @@ class MAML(GradientLearner):
         return {name: value - weights[f"{RATES}{name}"][step] * gradients[name] for name, value in fast.items()}
 
     def loss(self, weights: Weights, episodes: Episodes, progress: Tensor, differentiate: Differentiate) -> Tensor:
-        if not self._multi_step_loss:
+        if not self._multi_step_loss or self.steps == 1:
             return super().loss(weights, episodes, progress, differentiate)
         trajectory = self.adapt(weights, episodes.support, episodes.support_labels, self.steps, differentiate)
         losses = [self.query_losses(weights, adapted, episodes).mean() for adapted in trajectory[1:]]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from polyshot.verbs.affinity import affinity
     from polyshot.verbs.compare import compare
     from polyshot.verbs.meta import meta_learn
+    from polyshot.verbs.meta_search import meta_search
     from polyshot.verbs.predict import predict
     from polyshot.verbs.search import search
     from polyshot.verbs.train import train
@@ -30,6 +31,7 @@ __all__ = [
     "affinity",
     "compare",
     "meta_learn",
+    "meta_search",
     "predict",
     "search",
     "train",
@@ -46,6 +48,7 @@ _LAZY = {
     "affinity": "polyshot.verbs.affinity",
     "compare": "polyshot.verbs.compare",
     "meta_learn": "polyshot.verbs.meta",
+    "meta_search": "polyshot.verbs.meta_search",
     "predict": "polyshot.verbs.predict",
     "search": "polyshot.verbs.search",
     "train": "polyshot.verbs.train",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from polyshot.display import Display
     from polyshot.study import Study
     from polyshot.verbs.affinity import AffinityResult
+    from polyshot.verbs.meta_search import MetaSearchResult
     from polyshot.verbs.search import SearchResult
     from polyshot.verbs.train import TrainResult
 
@@ -206,19 +207,29 @@ def affinity(
 def meta(
     study_file: StudyFile,
     settings: Settings = None,
+    search: Annotated[bool, typer.Option("--search", help="Search the spaces of the study's `search`.")] = False,
     baselines: Annotated[bool, typer.Option(help="Also judge what the learner has to beat.")] = True,
     fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Meta-learn: learn from many tasks to adapt to a new one from a few rows; judged beside baselines."""
     study = _load(study_file, settings)
+    found: MetaSearchResult | None = None
     with _at_work(study, "meta") as display:
-        from polyshot.verbs.meta import meta_learn
+        if search:
+            from polyshot.verbs.meta_search import meta_search
 
-        result = meta_learn(study, baselines=baselines, fresh=fresh, progress=display)
+            found = meta_search(study, baselines=baselines, fresh=fresh, progress=display)
+            result = found.best
+        else:
+            from polyshot.verbs.meta import meta_learn
+
+            result = meta_learn(study, baselines=baselines, fresh=fresh, progress=display)
     if as_json:
+        searched = {"best_values": found.best_values, "trials": found.trials.to_dict(orient="records")} if found else {}
         _print_json(
-            {
+            searched
+            | {
                 "table": result.table.to_dict(orient="records"),
                 "verdicts": result.verdicts.to_dict(orient="records"),
                 "folder": str(result.folder),
@@ -227,6 +238,8 @@ def meta(
         )
         return
     console = _console()
+    if found:
+        _print_table(console, found.trials.head(10).dropna(axis=1, how="all"), "best trials")
     _print_table(console, result.table, f"{study.meta.test_tasks} test tasks, mean ± 95 %")
     console.print()
     if len(result.verdicts):

@@ -9,13 +9,16 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from polyshot.errors import RunError
 from polyshot.study import Study
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -31,7 +34,7 @@ class RunFolder:
     def open(
         cls, study: Study, verb: str, digest: str, *, fresh: bool = False, reopen_finished: bool = False
     ) -> RunFolder:
-        """The newest run of `verb` with this `digest` when it is unfinished, else a new one.
+        """The newest unfinished run of `verb` with this `digest`, else a new one.
 
         Args:
             digest: of all in the study that must be equal for a run to go on.
@@ -41,11 +44,10 @@ class RunFolder:
         Raises:
             RunError: when another process works in the run that would be resumed, or the folder cannot be made.
         """
-        newest = None if fresh else newest_run(study, verb, digest)
-        if newest is not None:
-            state = _read_state(newest)
+        for earlier in [] if fresh else runs(study, verb, digest):
+            state = _read_state(earlier)
             if state["status"] in ("running", "failed") or reopen_finished:
-                return cls._locked(newest, state, resumed=True)
+                return cls._locked(earlier, state, resumed=True)
         path = study.storage_folder / f"{verb}-{max(_numbers(study, verb), default=0) + 1}"
         state = {"verb": verb, "digest": digest, "started": time.time()}
         try:
@@ -92,10 +94,12 @@ class RunFolder:
         self._lock.close()
 
 
-def newest_run(study: Study, verb: str, digest: str) -> Path | None:
-    """The folder of the newest run of `verb` with this `digest`, whatever its state."""
-    folders = (study.storage_folder / f"{verb}-{number}" for number in sorted(_numbers(study, verb), reverse=True))
-    return next((folder for folder in folders if _read_state(folder).get("digest") == digest), None)
+def runs(study: Study, verb: str, digest: str) -> Iterator[Path]:
+    """The folders of the runs of `verb` with this `digest`, whatever their state, the newest first."""
+    for number in sorted(_numbers(study, verb), reverse=True):
+        folder = study.storage_folder / f"{verb}-{number}"
+        if _read_state(folder).get("digest") == digest:
+            yield folder
 
 
 def _numbers(study: Study, verb: str) -> list[int]:
@@ -118,6 +122,18 @@ def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search"))
 def write_json(path: Path, value: Any) -> None:
     """As `write_atomically`."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=2).encode()))
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Rows as JSON with every digit (pandas rounds), and null for what is undefined; as `write_atomically`."""
+    write_json(path, table.astype(object).where(table.notna(), None).to_dict(orient="records"))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """The rows that `write_table` wrote."""
+    import pandas as pd
+
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

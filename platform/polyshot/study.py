@@ -811,18 +811,25 @@ class Search(Section):
 
     spaces: list[str] = Field(
         ["task_weights", "optimisation"],
-        description="Named search spaces (task_weights, architecture, optimisation, sharing, groupings, balancing) or "
-        "`package.module:function`.",
+        description="Named search spaces (task_weights, architecture, optimisation, sharing, groupings, sampling, "
+        "balancing, meta) or `package.module:function`.",
     )
     space: dict[str, Distribution] = Field({}, description="Distributions by dotted key of this study.")
     objective: str = Field(
-        "improvement", description="`improvement` (Δm over single-task baselines) or `task/metric`; on validation."
+        "improvement",
+        description="`improvement` (Δm over single-task baselines) or `task/metric`; on validation. Searches of "
+        "meta-learning have their own: the metric of the validation tasks.",
     )
     trials: int | None = Field(20, ge=1, description="Number of trials; `null` for as many as `minutes` allows.")
     minutes: float | None = Field(None, gt=0, description="Time limit of the whole search.")
     sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2", "qmc"] = "tpe"
     scheduler: Literal["asha", "median", "none"] = Field("asha", description="Which trials are stopped early.")
-    grace_epochs: int = Field(5, ge=1, description="Epochs that every trial is given before it may be stopped.")
+    grace_epochs: int = Field(
+        5,
+        ge=1,
+        description="Epochs (in meta-learning: looks at the validation tasks) that every trial is given before it may "
+        "be stopped.",
+    )
     concurrency: int | None = Field(None, ge=1, description="Trials at once; by default as many as the CPUs allow.")
 
     @model_validator(mode="after")

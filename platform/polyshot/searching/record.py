@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,7 @@ class Recorder(tune.Callback):
         self._progress = progress
         self._started = started
         self._began = time.time()
+        self._interrupted = False
         self._searcher: TrialSearcher | None = None
         self._runs: dict[int, Run] = {}
         self._logged: dict[int, int] = {}  # trial → the last epoch of its learning curve
@@ -118,6 +122,33 @@ class Recorder(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         self.on_trial_complete(iteration, trials, trial, **info)
+
+    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:  # noqa: ARG002
+        if self._interrupted:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside, Ctrl-C ends the search at Tune's next step; the second one at once.
+
+        Raised wherever Tune and Ray happen to be, an interrupt can end in code of theirs that catches everything.
+        """
+        if threading.current_thread() is not threading.main_thread():  # which alone is sent signals
+            yield
+            return
+
+        def remember(*signal_and_frame: object) -> None:  # noqa: ARG001
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
+
+        before = signal.signal(signal.SIGINT, remember)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     # --- ends --------------------------------------------------------------------------------------------------------
 

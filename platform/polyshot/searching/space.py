@@ -48,8 +48,11 @@ def build_space(study: Study) -> TrialValues:
     return values
 
 
-def check_space(study: Study) -> None:
+def check_space(study: Study, refusal: Callable[[str], str | None] = lambda _: None) -> None:
     """Try the space with random trials, so that a mistake in it ends the search before it begins.
+
+    Args:
+        refusal: says of a dotted key why the search at hand cannot be over it, or None where it can.
 
     Raises:
         StudyError: for a key that the study does not have or that may not be searched, for a value that does not fit,
@@ -70,6 +73,8 @@ def check_space(study: Study) -> None:
             raise StudyError([Problem("search.spaces", message)]) from error
         if forbidden := [key for key in values if key.partition(".")[0] in _NOT_SEARCHED]:
             raise StudyError([Problem(f"search: {forbidden[0]}", "cannot be searched; remove it from the space")])
+        if refused := [Problem(f"search: {key}", why) for key in values if (why := refusal(key))]:
+            raise StudyError(refused)
         try:
             study.with_values(values)
         except StudyError as error:

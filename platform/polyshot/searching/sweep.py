@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +27,7 @@ from ray.tune.experiment import Trial
 from polyshot.errors import RunError
 from polyshot.progress import Progress
 from polyshot.report import plots
-from polyshot.run_folder import RunFolder, newest_run, write_json
+from polyshot.run_folder import RunFolder, read_table, runs, write_table
 from polyshot.searching.importances import parameter_importances
 from polyshot.searching.objective import Objective
 from polyshot.searching.protocol import ERROR, STOPPED
@@ -99,7 +98,7 @@ class Sweep:
         if study.scale.workers > 1:  # Ray Train asks for the workers' share; a trial's own process only waits for them
             trainable, resources = DistributedTrainable, {"cpu": 0, "gpu": 0, "memory": _WAITING_MEMORY}
         if not searcher.is_over:
-            with _tune_settings() as scratch:
+            with _tune_settings() as scratch, recorder.interruptible():
                 # Not `Tuner`, which saves itself, callbacks and searcher included, for a `restore` that is not needed.
                 tune.run(
                     tune.with_parameters(trainable, context=context),
@@ -239,7 +238,7 @@ def _tune_settings() -> Iterator[str]:
 
 def ended_search(study: Study, verb: str, digest: str) -> tuple[Path, dict[str, Any]] | None:
     """The folder and the outcome of the newest search of this digest, when it has ended and used the study's budget."""
-    folder = newest_run(study, verb, digest)
+    folder = next(runs(study, verb, digest), None)
     if folder is None or not (folder / RESULT).exists():
         return None
     outcome = json.loads((folder / RESULT).read_text(encoding="utf-8"))
@@ -253,12 +252,3 @@ def ended_search(study: Study, verb: str, digest: str) -> tuple[Path, dict[str, 
 def read_trials(folder: Path) -> pd.DataFrame:
     """The `trials_table` that a search left in its folder."""
     return read_table(folder / _TRIALS)
-
-
-def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Rows as JSON with every digit (pandas rounds), and null for what is undefined."""
-    write_json(path, table.astype(object).where(table.notna(), None).to_dict(orient="records"))
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")))

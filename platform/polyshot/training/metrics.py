@@ -19,7 +19,7 @@ from polyshot.study import Study
 Array = NDArray[np.floating]
 Metric = Callable[[NDArray, NDArray], float]
 
-LOWER_IS_BETTER = frozenset({"rmse", "mae", "log_loss"})
+LOWER_IS_BETTER = frozenset({"rmse", "mae", "mse", "log_loss"})
 
 
 # --- regression: labels and predictions [N] in own units -------------------------------------------------------------

@@ -10,7 +10,7 @@ from polyshot.study import Study
 if TYPE_CHECKING:
     import pandas as pd
 
-_KINDS = ("train", "search", "trial", "baseline", "affinity")
+_KINDS = ("train", "search", "trial", "baseline", "affinity", "meta", "adapt")
 
 
 def compare(
@@ -20,7 +20,7 @@ def compare(
 
     Args:
         study: a study, its file or its name (then looked up in `storage`).
-        kind: only runs of this kind: train, search, trial, baseline or affinity.
+        kind: only runs of this kind: train, search, trial, baseline, affinity, meta or adapt.
 
     Returns:
         One row per run: what it is, how it ended, its final metrics and the parameters that differ between runs.
@@ -53,6 +53,9 @@ def _telling(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     """The columns that tell runs apart: what each is, its final chosen metrics, the values of its own."""
     chosen = [f"{name}/{task.metric}" for name, task in study.tasks.items()]
     metrics = [f"{split}/{name}" for split in ("val", "test") for name in ("improvement", *chosen)]
+    # Those of meta-learning are called by what is learnt there, which need not be a task of the study.
+    meta = table[table["kind"].isin(("meta", "trial"))].dropna(axis=1, how="all")
+    metrics = list(dict.fromkeys([*metrics, *(str(name) for name in meta if str(name).startswith(("val/", "test/")))]))
     about = ["run", "kind", "parent", "status", "duration_seconds"]
     values = [
         name for name in table.columns if name in study.flat() and not name.startswith(("search.", "data.ignore"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from polyshot.errors import ResourceError, RunError
 from polyshot.outcomes import curve
 from polyshot.progress import SILENT, Progress
-from polyshot.run_folder import RunFolder
+from polyshot.run_folder import RunFolder, read_table, write_table
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
 
@@ -34,6 +34,7 @@ ACTIVITY = "meta-training"
 META_LEARNED = "meta-learnt"
 # What must be the same for a run to go on.
 SECTIONS = ("name", "seed", "data", "tasks", "model", "meta")
+_TABLES = ("adaptation.json", "verdicts.json", "curves.json")
 
 
 @dataclass(frozen=True)
@@ -85,21 +86,18 @@ def meta_learn(
             diverges.
     """
     if study.scale.workers > 1 or study.scale.engine == "ray":
-        raise ResourceError(
-            "scale: `polyshot meta` trains in this process; set scale.workers to 1 and engine to 'auto'"
-        )
+        raise ResourceError("scale: `polyshot meta` trains in one process; set scale.workers to 1 and engine to 'auto'")
     with Tracker.open(study) as tracker:
         import torch
 
         from polyshot.meta.episodes import build_source
-        from polyshot.meta.training import MetaRun
 
         torch.set_num_threads(study.scale.threads or 1)
         source = build_source(study, table)
         for note in getattr(source, "notes", []):
             progress.note(note)
         # Built before anything is written: what cannot be trained leaves no run behind.
-        run = MetaRun(study, source, note=progress.note, start=_start(study, source))
+        run = begin(study, source, note=progress.note)
         folder = RunFolder.open(study, "meta", study.digest(*SECTIONS), fresh=fresh)
         parent = tracker.start_run(
             folder.key,
@@ -108,7 +106,9 @@ def meta_learn(
             tags={"polyshot.kind": "meta", "polyshot.study": study.name},
         )
         try:
-            result = _meta(run, source, baselines, folder, parent, progress)
+            parent.log_artifact(folder.path / "study.yaml")
+            _fit(run, folder.path / "checkpoint.pt", parent, progress)
+            conclude(run, baselines, folder.path, parent, progress)
         except KeyboardInterrupt:
             parent.end("KILLED")
             raise
@@ -121,7 +121,18 @@ def meta_learn(
         progress.note(str(kept))
     folder.state["mlflow_id"] = tracker.mlflow_id(parent)
     folder.close("finished")
-    return MetaResult(**result, folder=folder.path, mlflow_id=folder.state["mlflow_id"])
+    return read_result(folder.path, folder.state["mlflow_id"])
+
+
+def begin(study: Study, source: EpisodeSource, note: Callable[[str], None] = lambda _: None) -> MetaRun:
+    """A run that has not begun, with the weights that `meta.start` names.
+
+    Raises:
+        PolyshotError: for a network, a learner or weights to start from that do not fit the tasks.
+    """
+    from polyshot.meta.training import MetaRun
+
+    return MetaRun(study, source, note=note, start=_start(study, source))
 
 
 def _start(study: Study, source: EpisodeSource) -> Weights | None:
@@ -156,22 +167,19 @@ def _start(study: Study, source: EpisodeSource) -> Weights | None:
     return start
 
 
-def _meta(
-    run: MetaRun, source: EpisodeSource, with_baselines: bool, folder: RunFolder, parent: Run, progress: Progress
-) -> dict[str, Any]:
+def conclude(run: MetaRun, with_baselines: bool, folder: Path, parent: Run, progress: Progress) -> None:
+    """Save the learner of a run that is at its end, judge it, and log all of it; `read_result` reads what was found."""
     import pandas as pd
 
     from polyshot.meta.plots import adaptation_curves
     from polyshot.meta.saved import SavedLearner
     from polyshot.report.plots import learning_curves
-    from polyshot.run_folder import write_json
 
-    parent.log_artifact(folder.path / "study.yaml")
-    _fit(run, folder.path / "checkpoint.pt", parent, progress)
+    source = run.source
     saved = SavedLearner.of(run.study, source, run.best_weights())
-    saved.save(folder.path / "learner")
+    saved.save(folder / "learner")
     if run.study.tracking.models:
-        parent.log_artifact(folder.path / "learner")
+        parent.log_artifact(folder / "learner")
 
     methods = dict(_judged(run, source, with_baselines, progress))
     tables = [scores.table(source.objective.metric) for scores in methods.values()]
@@ -181,20 +189,22 @@ def _meta(
     table = table[["method", *(name for name in table if name != "method")]]
     verdicts = pd.DataFrame(_verdicts(run, methods))
     _log_results(run, source, table, verdicts, parent)
-    plots = folder.path / "plots"
+    plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     figures = [learning_curves(run.history, plots / "learning_curves.png")]
     figures.append(adaptation_curves(table, plots / "adaptation.png"))
     for figure in figures:
         parent.log_artifact(figure, "plots")
-    for name, rows in (("adaptation", table), ("verdicts", verdicts)):
-        write_json(folder.path / f"{name}.json", rows.to_dict(orient="records"))
-        parent.log_artifact(folder.path / f"{name}.json")
-    return {
-        "table": table,
-        "verdicts": verdicts,
-        "curves": pd.DataFrame([{"epoch": epoch.number, **epoch.metrics} for epoch in run.history]),
-    }
+    curves = pd.DataFrame([{"epoch": epoch.number, **epoch.metrics} for epoch in run.history])
+    for name, rows in zip(_TABLES, (table, verdicts, curves), strict=True):
+        write_table(folder / name, rows)
+        parent.log_artifact(folder / name)
+
+
+def read_result(folder: Path, mlflow_id: str | None) -> MetaResult:
+    """What `conclude` left in a run's folder."""
+    table, verdicts, curves = (read_table(folder / name) for name in _TABLES)
+    return MetaResult(table, verdicts, curves, folder, mlflow_id)
 
 
 def _fit(run: MetaRun, checkpoint: Path, parent: Run, progress: Progress) -> None:

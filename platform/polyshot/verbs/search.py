@@ -19,7 +19,7 @@ from polyshot.outcomes import log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
 from polyshot.report import plots
 from polyshot.results import comparison, delta_m, hurt_tasks
-from polyshot.run_folder import RunFolder, write_json
+from polyshot.run_folder import RunFolder, read_table, write_json, write_table
 from polyshot.saved_model import save_model
 from polyshot.searching.objective import Objective
 from polyshot.searching.record import log_baseline_once
@@ -27,7 +27,7 @@ from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.subject import MultiTaskLearning
-from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_table, read_trials, warm_up, write_table
+from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, warm_up
 from polyshot.study import Study
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Run, Tracker

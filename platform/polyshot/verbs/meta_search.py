@@ -1,0 +1,189 @@
+"""`polyshot meta --search`: meta-training again and again with other values; the best learner is judged as any other.
+
+Trials are children of one MLflow run of kind `meta`. The run folder holds what `polyshot adapt` takes up, and all that
+a killed search needs to go on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from polyshot.cluster.ray import nodes, ray_session
+from polyshot.errors import Problem, ResourceError, StudyError
+from polyshot.meta.episodes import EpisodeSource, build_source
+from polyshot.meta.training import MetaRun
+from polyshot.progress import SILENT, Progress
+from polyshot.run_folder import RunFolder, write_json
+from polyshot.searching.objective import Objective
+from polyshot.searching.scheduling import plan_trials
+from polyshot.searching.searcher import VALUES, check_sampler
+from polyshot.searching.space import check_space
+from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, warm_up
+from polyshot.study import Study
+from polyshot.tracking.store import resolve
+from polyshot.tracking.tracker import Tracker
+from polyshot.verbs.meta import SECTIONS, MetaResult, begin, conclude, read_result
+
+# What meta-training reads, and what of it must be the same in all trials for their validation metrics to be compared.
+_SEARCHED = ("meta.", "model.encoder.")
+_FIXED = (
+    *("meta.episodes.", "meta.iterations", "meta.validate_every", "meta.validation_tasks"),
+    *("meta.test_tasks", "meta.test_steps"),
+)
+_ONE_PROCESS = "scale.workers: each trial of meta-learning trains in one process; set it to 1"
+
+
+@dataclass(frozen=True)
+class MetaSearchResult:
+    """What a search of meta-learning gave.
+
+    Attributes:
+        trials: one row per trial, the best first (see `searching.sweep.trials_table`); `epochs` are looks at the
+            validation tasks.
+        best_values: the values of the best trial, by dotted key.
+        best_study: the study with these values.
+        best: the best trial's learner, judged on test tasks as by `polyshot meta`.
+    """
+
+    trials: pd.DataFrame
+    best_values: dict[str, Any]
+    best_study: Study
+    best: MetaResult
+
+
+@dataclass(frozen=True)
+class MetaLearning:
+    """The subject of these searches: meta-training on one source of episodes. An epoch lies between two looks."""
+
+    source: EpisodeSource
+
+    @property
+    def objective(self) -> Objective:
+        return Objective(f"{self.source.name}/{self.source.objective.metric}", {})
+
+    def epochs(self, study: Study) -> int:
+        return math.ceil(study.meta.iterations / study.meta.validate_every)
+
+    def begin(self, study: Study) -> MetaRun:
+        return begin(study, self.source)
+
+    def train_distributed(self, *_: Any, **__: Any) -> dict[str, Any]:
+        raise ResourceError(_ONE_PROCESS)
+
+
+def meta_search(
+    study: Study,
+    *,
+    table: pd.DataFrame | None = None,
+    baselines: bool = True,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> MetaSearchResult:
+    """Search `study.search`'s spaces for the learner that does best on validation tasks, and judge it on test tasks.
+
+    A search that was interrupted goes on; one that has ended goes on when its budget was raised, and otherwise returns
+    what it found.
+
+    Args:
+        table: the rows to learn from, in place of `data.source`.
+        baselines: also judge what the best learner has to beat.
+        fresh: start anew in any case.
+
+    Raises:
+        PolyshotError: for a space that does not fit, tasks that cannot be learnt from, too few CPUs, a missing sampler,
+            a tracking store that cannot be used, a search whose trials all failed.
+    """
+    started = time.time()
+    if study.scale.workers > 1:
+        raise ResourceError(_ONE_PROCESS)
+    check_sampler(study.search.sampler)
+    check_space(study, _refusal)
+    digest = _digest(study)
+    if not fresh and (found := ended_search(study, "meta", digest)) and (found[1]["baselines"] or not baselines):
+        return _read_result(study, *found)
+    store = resolve(study)
+    store.check()
+    torch.set_num_threads(study.scale.threads or 1)
+    source = build_source(study, table)
+    for note in (*getattr(source, "notes", []), store.words):
+        progress.note(note)
+    subject = MetaLearning(source)
+    _check_objective(study, subject.objective)
+    begin(study, source, progress.note)  # what cannot be built is refused before anything is written
+    with ray_session(study):
+        plan = plan_trials(study, nodes())
+        warm_up(plan)
+        with Tracker.open(study) as tracker:
+            folder = RunFolder.open(study, "meta", digest, fresh=fresh, reopen_finished=True)
+            parent = tracker.start_run(
+                folder.key,
+                key=folder.key,
+                params=study.flat(),
+                tags={"polyshot.kind": "meta", "polyshot.study": study.name},
+            )
+            parent.log_artifact(folder.path / "study.yaml")
+            try:
+                sweep = Sweep(study, subject, folder, tracker, parent, progress)
+                sweep.run(plan, started)
+                best = sweep.best()
+                run = subject.begin(study.with_values(best.user_attrs[VALUES]))
+                sweep.restore(run, best)
+                conclude(run, baselines, folder.path, parent, progress)
+                sweep.log(best)
+            except KeyboardInterrupt:
+                parent.end("KILLED")
+                folder.close("running")
+                raise
+            except BaseException:
+                parent.end("FAILED")
+                folder.close("failed")
+                raise
+            parent.end()
+    if (kept := tracker.close()) is not None:
+        progress.note(str(kept))
+    outcome = sweep.outcome(best) | {"baselines": baselines, "mlflow_id": tracker.mlflow_id(parent)}
+    write_json(folder.path / RESULT, outcome)
+    folder.state["mlflow_id"] = outcome["mlflow_id"]
+    folder.close("finished")
+    return _read_result(study, folder.path, outcome)
+
+
+def _digest(study: Study) -> str:
+    """Changes with all that trials of one search must have in common; not with its budget, place or tracking."""
+    alike = study.with_values({"search.trials": 1, "search.minutes": None, "search.concurrency": None})
+    return alike.digest(*SECTIONS, "search")
+
+
+def _refusal(key: str) -> str | None:
+    """Why a key cannot be searched, if it cannot."""
+    if key.startswith(_FIXED):
+        return "must be the same in all trials, whose validation metrics are compared; remove it from the space"
+    if not key.startswith(_SEARCHED):
+        return "plays no part in meta-learning; search keys of `meta` and `model.encoder`, as the space 'meta' does"
+    return None
+
+
+def _check_objective(study: Study, objective: Objective) -> None:
+    """
+    Raises:
+        StudyError: when the study asks for another objective than there is.
+    """
+    if study.search.objective not in ("improvement", objective.name):  # the former is what stands there by itself
+        message = f"a search of meta-learning optimises {objective.name} on validation tasks; remove this key"
+        raise StudyError([Problem("search.objective", message)])
+
+
+def _read_result(study: Study, folder: Path, outcome: dict[str, Any]) -> MetaSearchResult:
+    return MetaSearchResult(
+        trials=read_trials(folder),
+        best_values=outcome["best_values"],
+        best_study=study.with_values(outcome["best_values"]),
+        best=read_result(folder, outcome["mlflow_id"]),
+    )
