@@ -40,7 +40,6 @@ def cluster():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         patch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setenv("RAY_raylet_start_wait_time_s", "120")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield

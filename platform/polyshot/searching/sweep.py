@@ -236,6 +236,12 @@ def _tune_settings() -> Iterator[str]:
 # --- the result on disk ----------------------------------------------------------------------------------------------
 
 
+def search_digest(study: Study, *sections: str) -> str:
+    """Changes with the search's settings and `sections`, of which all its trials are; not with its budget."""
+    alike = study.with_values({"search.trials": 1, "search.minutes": None, "search.concurrency": None})
+    return alike.digest(*sections, "search")
+
+
 def ended_search(study: Study, verb: str, digest: str) -> tuple[Path, dict[str, Any]] | None:
     """The folder and the outcome of the newest search of this digest, when it has ended and used the study's budget."""
     folder = next(runs(study, verb, digest), None)

@@ -7,6 +7,7 @@ sampling, of the losses so far; batches are of all workers together, so that the
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,7 @@ class Batch:
     counts: Tensor | None = None
 
 
-class Sampler:
+class Sampler(ABC):
     """The batches of each epoch.
 
     Attributes:
@@ -50,17 +51,17 @@ class Sampler:
 
     steps: int
 
+    @abstractmethod
     def epoch(self, number: int) -> Iterator[Batch]:
         """The batches of the epoch `number`, from 1."""
-        raise NotImplementedError
 
-    def end_epoch(self, losses: Tensor) -> None:
+    def end_epoch(self, losses: Tensor) -> None:  # noqa: B027 (most samplers do not look at them)
         """Called after each epoch with the mean training losses [T]."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027 (most have no state)
         """Go on as the sampler that gave `state`."""
 
 
@@ -135,9 +136,9 @@ class TaskSampler(Sampler):
         self.steps = max(self._tasks, math.ceil(sum(self._rows.batches)))
         self._counts = torch.eye(self._tasks, dtype=torch.bool, device=mask.device).unsqueeze(1)  # [T, 1, T]
 
+    @abstractmethod
     def shares(self) -> Tensor:
         """[T], above 0: how many of the batches are of each task, relative to each other."""
-        raise NotImplementedError
 
     def order(self, number: int) -> Tensor:
         """[steps], the task of each batch."""

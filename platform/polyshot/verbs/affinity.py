@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from polyshot.errors import Problem, StudyError, did_you_mean
 from polyshot.progress import SILENT, Progress
-from polyshot.run_folder import RunFolder, write_json
+from polyshot.run_folder import write_json
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
+from polyshot.verbs.recording import recorded
 
 # Heavy modules are imported inside the functions: the tracker's writer process starts first and loads MLflow meanwhile.
 if TYPE_CHECKING:
@@ -91,28 +92,13 @@ def affinity(
         use_threads(study, prepared)
         TrainingRun(study, prepared)  # what cannot be built is refused before anything is written
         digest = f"{study.digest(*SECTIONS)}-{method}-{networks}"
-        folder = RunFolder.open(study, "affinity", digest)
-        parent = tracker.start_run(
-            folder.key,
-            key=folder.key,
-            params=study.flat() | {"affinity.method": method, "affinity.networks": networks},
-            tags={"polyshot.kind": "affinity", "polyshot.study": study.name},
-        )
-        try:
-            result = _affinity(study, prepared, method, networks, folder, parent, progress)
-        except KeyboardInterrupt:
-            parent.end("KILLED")
-            raise
-        except BaseException:
-            parent.end("FAILED")
-            folder.close("failed")
-            raise
-        parent.end()
-    if (kept := tracker.close()) is not None:
-        progress.note(str(kept))
-    folder.state["mlflow_id"] = tracker.mlflow_id(parent)
+        params = {"affinity.method": method, "affinity.networks": networks}
+        with recorded(tracker, study, "affinity", digest, params=params) as recording:
+            folder = recording.folder
+            result = _affinity(study, prepared, method, networks, folder.path, recording.run, progress)
+    mlflow_id = recording.settle(progress)
     folder.close("finished")
-    return AffinityResult(method, **result, folder=folder.path, mlflow_id=folder.state["mlflow_id"])
+    return AffinityResult(method, **result, folder=folder.path, mlflow_id=mlflow_id)
 
 
 def _check(study: Study, method: str, networks: int) -> None:
@@ -133,7 +119,7 @@ def _affinity(
     prepared: Prepared,
     method: Method,
     networks: int,
-    folder: RunFolder,
+    folder: Path,
     parent: Run,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -148,10 +134,9 @@ def _affinity(
     tables = {name: pd.DataFrame(values, names, names) for name, values in measured.items()}
     groups = best_groups(measured["affinity"], networks)
 
-    path = folder.path
     for name, table in tables.items():
-        table.to_csv(path / f"{name}.csv")
-    figure = affinity_heat_map(tables["affinity"], _WORDS[method], path / "plots")
+        table.to_csv(folder / f"{name}.csv")
+    figure = affinity_heat_map(tables["affinity"], _WORDS[method], folder / "plots")
     proposed = pd.DataFrame(
         {
             "tasks": [[names[task] for task in group.tasks] for group in groups],
@@ -160,11 +145,11 @@ def _affinity(
         },
         index=pd.RangeIndex(1, len(groups) + 1, name="network"),
     )
-    write_json(path / "groups.json", proposed.to_dict(orient="records"))
-    studies = _write_studies(study, proposed["tasks"].tolist(), path / "groups")
+    write_json(folder / "groups.json", proposed.to_dict(orient="records"))
+    studies = _write_studies(study, proposed["tasks"].tolist(), folder / "groups")
 
-    for artifact in ("study.yaml", *(f"{name}.csv" for name in tables), "groups.json", "groups"):
-        parent.log_artifact(path / artifact)
+    for artifact in (*(f"{name}.csv" for name in tables), "groups.json", "groups"):
+        parent.log_artifact(folder / artifact)
     parent.log_artifact(figure, "plots")
     metrics = {
         f"{name}/{a}/{b}": values[row, column]

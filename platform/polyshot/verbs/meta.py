@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from polyshot.errors import ResourceError, RunError
 from polyshot.outcomes import curve
 from polyshot.progress import SILENT, Progress
-from polyshot.run_folder import RunFolder, read_table, write_table
+from polyshot.run_folder import read_table, write_table
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
+from polyshot.verbs.recording import recorded
 
 # Heavy modules are imported inside the functions: the tracker's writer process starts first and loads MLflow meanwhile.
 if TYPE_CHECKING:
@@ -98,30 +99,13 @@ def meta_learn(
             progress.note(note)
         # Built before anything is written: what cannot be trained leaves no run behind.
         run = begin(study, source, note=progress.note)
-        folder = RunFolder.open(study, "meta", study.digest(*SECTIONS), fresh=fresh)
-        parent = tracker.start_run(
-            folder.key,
-            key=folder.key,
-            params=study.flat(),
-            tags={"polyshot.kind": "meta", "polyshot.study": study.name},
-        )
-        try:
-            parent.log_artifact(folder.path / "study.yaml")
+        with recorded(tracker, study, "meta", study.digest(*SECTIONS), fresh=fresh) as recording:
+            folder, parent = recording.folder, recording.run
             _fit(run, folder.path / "checkpoint.pt", parent, progress)
             conclude(run, baselines, folder.path, parent, progress)
-        except KeyboardInterrupt:
-            parent.end("KILLED")
-            raise
-        except BaseException:
-            parent.end("FAILED")
-            folder.close("failed")
-            raise
-        parent.end()
-    if (kept := tracker.close()) is not None:
-        progress.note(str(kept))
-    folder.state["mlflow_id"] = tracker.mlflow_id(parent)
+    mlflow_id = recording.settle(progress)
     folder.close("finished")
-    return read_result(folder.path, folder.state["mlflow_id"])
+    return read_result(folder.path, mlflow_id)
 
 
 def begin(study: Study, source: EpisodeSource, note: Callable[[str], None] = lambda _: None) -> MetaRun:

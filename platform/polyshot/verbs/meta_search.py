@@ -20,16 +20,17 @@ from polyshot.errors import Problem, ResourceError, StudyError
 from polyshot.meta.episodes import EpisodeSource, build_source
 from polyshot.meta.training import MetaRun
 from polyshot.progress import SILENT, Progress
-from polyshot.run_folder import RunFolder, write_json
+from polyshot.run_folder import write_json
 from polyshot.searching.objective import Objective
 from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
-from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, warm_up
+from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.study import Study
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
 from polyshot.verbs.meta import SECTIONS, MetaResult, begin, conclude, read_result
+from polyshot.verbs.recording import recorded
 
 # What meta-training reads, and what of it must be the same in all trials for their validation metrics to be compared.
 _SEARCHED = ("meta.", "model.encoder.")
@@ -105,7 +106,7 @@ def meta_search(
         raise ResourceError(_ONE_PROCESS)
     check_sampler(study.search.sampler)
     check_space(study, _refusal)
-    digest = _digest(study)
+    digest = search_digest(study, *SECTIONS)
     if not fresh and (found := ended_search(study, "meta", digest)) and (found[1]["baselines"] or not baselines):
         return _read_result(study, *found)
     store = resolve(study)
@@ -120,45 +121,22 @@ def meta_search(
     with ray_session(study):
         plan = plan_trials(study, nodes())
         warm_up(plan)
-        with Tracker.open(study) as tracker:
-            folder = RunFolder.open(study, "meta", digest, fresh=fresh, reopen_finished=True)
-            parent = tracker.start_run(
-                folder.key,
-                key=folder.key,
-                params=study.flat(),
-                tags={"polyshot.kind": "meta", "polyshot.study": study.name},
-            )
-            parent.log_artifact(folder.path / "study.yaml")
-            try:
-                sweep = Sweep(study, subject, folder, tracker, parent, progress)
-                sweep.run(plan, started)
-                best = sweep.best()
-                run = subject.begin(study.with_values(best.user_attrs[VALUES]))
-                sweep.restore(run, best)
-                conclude(run, baselines, folder.path, parent, progress)
-                sweep.log(best)
-            except KeyboardInterrupt:
-                parent.end("KILLED")
-                folder.close("running")
-                raise
-            except BaseException:
-                parent.end("FAILED")
-                folder.close("failed")
-                raise
-            parent.end()
-    if (kept := tracker.close()) is not None:
-        progress.note(str(kept))
-    outcome = sweep.outcome(best) | {"baselines": baselines, "mlflow_id": tracker.mlflow_id(parent)}
+        with (
+            Tracker.open(study) as tracker,
+            recorded(tracker, study, "meta", digest, fresh=fresh, reopen_finished=True) as recording,
+        ):
+            folder, parent = recording.folder, recording.run
+            sweep = Sweep(study, subject, folder, tracker, parent, progress)
+            sweep.run(plan, started)
+            best = sweep.best()
+            run = subject.begin(study.with_values(best.user_attrs[VALUES]))
+            sweep.restore(run, best)
+            conclude(run, baselines, folder.path, parent, progress)
+            sweep.log(best)
+    outcome = sweep.outcome(best) | {"baselines": baselines, "mlflow_id": recording.settle(progress)}
     write_json(folder.path / RESULT, outcome)
-    folder.state["mlflow_id"] = outcome["mlflow_id"]
     folder.close("finished")
     return _read_result(study, folder.path, outcome)
-
-
-def _digest(study: Study) -> str:
-    """Changes with all that trials of one search must have in common; not with its budget, place or tracking."""
-    alike = study.with_values({"search.trials": 1, "search.minutes": None, "search.concurrency": None})
-    return alike.digest(*SECTIONS, "search")
 
 
 def _refusal(key: str) -> str | None:

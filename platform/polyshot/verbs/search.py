@@ -19,7 +19,7 @@ from polyshot.outcomes import log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
 from polyshot.report import plots
 from polyshot.results import comparison, delta_m, hurt_tasks
-from polyshot.run_folder import RunFolder, read_table, write_json, write_table
+from polyshot.run_folder import read_table, write_json, write_table
 from polyshot.saved_model import save_model
 from polyshot.searching.objective import Objective
 from polyshot.searching.record import log_baseline_once
@@ -27,16 +27,19 @@ from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.subject import MultiTaskLearning
-from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, warm_up
+from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.study import Study
 from polyshot.tracking.store import resolve
-from polyshot.tracking.tracker import Run, Tracker
+from polyshot.tracking.tracker import Tracker
 from polyshot.training.baselines import Baseline, merged, train_baselines
 from polyshot.training.bootstrap import improvement_intervals
 from polyshot.training.loop import TrainingRun
 from polyshot.training.threads import use_threads
+from polyshot.verbs.recording import Recording, recorded
 
 _METRICS = "metrics.json"
+# What trials of one search must have in common.
+_SECTIONS = ("name", "seed", "data", "tasks", "model", "balance", "training")
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def search(
     started = time.time()
     check_sampler(study.search.sampler)
     check_space(study)
-    digest = search_digest(study)
+    digest = search_digest(study, *_SECTIONS)
     if not fresh and (found := saved_result(study, digest)) is not None:
         return found
     store = resolve(study)
@@ -101,41 +104,17 @@ def search(
         plan = plan_trials(study, nodes())
         warm_up(plan)
         # All that could be refused has been looked at; from here on there is something on disk.
-        with Tracker.open(study) as tracker:
-            folder = RunFolder.open(study, "search", digest, fresh=fresh, reopen_finished=True)
-            parent = tracker.start_run(
-                folder.key,
-                key=folder.key,
-                params=study.flat(),
-                tags={"polyshot.kind": "search", "polyshot.study": study.name},
-            )
-            parent.log_artifact(folder.path / "study.yaml")
-            try:
-                run = _Search(study, table, prepared, folder, tracker, parent, progress)
-                run.sweep.run(plan, started)
-                outcome = run.conclude()
-            except KeyboardInterrupt:
-                parent.end("KILLED")
-                folder.close("running")
-                raise
-            except BaseException:
-                parent.end("FAILED")
-                folder.close("failed")
-                raise
-            parent.end()
-    if (kept := tracker.close()) is not None:
-        progress.note(str(kept))
-    outcome["mlflow_id"] = tracker.mlflow_id(parent)
-    write_json(folder.path / RESULT, outcome)
-    folder.state["mlflow_id"] = outcome["mlflow_id"]
-    folder.close("finished")
-    return _read_result(study, folder.path, outcome)
-
-
-def search_digest(study: Study) -> str:
-    """Changes with all that trials of one search must have in common; not with its budget, place or tracking."""
-    alike = study.with_values({"search.trials": 1, "search.minutes": None, "search.concurrency": None})
-    return alike.digest("name", "seed", "data", "tasks", "model", "balance", "training", "search")
+        with (
+            Tracker.open(study) as tracker,
+            recorded(tracker, study, "search", digest, fresh=fresh, reopen_finished=True) as recording,
+        ):
+            run = _Search(study, table, prepared, recording, progress)
+            run.sweep.run(plan, started)
+            outcome = run.conclude()
+    outcome["mlflow_id"] = recording.settle(progress)
+    write_json(recording.folder.path / RESULT, outcome)
+    recording.folder.close("finished")
+    return _read_result(study, recording.folder.path, outcome)
 
 
 class _Search:
@@ -146,19 +125,15 @@ class _Search:
         study: Study,
         table: pd.DataFrame | None,
         prepared: Prepared,
-        folder: RunFolder,
-        tracker: Tracker,
-        parent: Run,
+        recording: Recording,
         progress: Progress,
     ):
         self.study = study
-        self.folder = folder
-        self.tracker = tracker
-        self.parent = parent
+        self.folder, self.parent, self.tracker = recording.folder, recording.run, recording.tracker
         self.progress = progress
         self.baselines = self._train_baselines(study, prepared)
         self.subject = MultiTaskLearning(study, prepared, table, Objective.of(study, self.baselines))
-        self.sweep = Sweep(study, self.subject, folder, tracker, parent, progress)
+        self.sweep = Sweep(study, self.subject, self.folder, self.tracker, self.parent, progress)
         for task, baseline in self.baselines.items():
             self._log_baseline(f"baseline-{task}", study.single_task(task), baseline)
 

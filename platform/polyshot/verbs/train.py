@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from polyshot.outcomes import curve, log_baseline, log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
-from polyshot.run_folder import RunFolder
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
+from polyshot.verbs.recording import Recording, recorded
 
 # Heavy modules are imported inside the functions: the tracker's writer process starts first and loads MLflow meanwhile.
 if TYPE_CHECKING:
@@ -97,38 +97,15 @@ def train(
 
             resources.enter_context(ray_session(study))
             check_resources(study)
-        folder = RunFolder.open(study, "train", study.digest(*SECTIONS), fresh=fresh)
-        parent = tracker.start_run(
-            folder.key,
-            key=folder.key,
-            params=study.flat(),
-            tags={"polyshot.kind": "train", "polyshot.study": study.name},
-        )
-        try:
-            result = _train(run, prepared, baselines, folder, parent, tracker, progress)
-        except KeyboardInterrupt:
-            parent.end("KILLED")
-            raise
-        except BaseException:
-            parent.end("FAILED")
-            folder.close("failed")
-            raise
-        parent.end()
-    if (kept := tracker.close()) is not None:
-        progress.note(str(kept))
-    folder.state["mlflow_id"] = tracker.mlflow_id(parent)
-    folder.close("finished")
-    return TrainResult(**result, folder=folder.path, mlflow_id=folder.state["mlflow_id"])
+        with recorded(tracker, study, "train", study.digest(*SECTIONS), fresh=fresh) as recording:
+            result = _train(run, prepared, baselines, recording, progress)
+    mlflow_id = recording.settle(progress)
+    recording.folder.close("finished")
+    return TrainResult(**result, folder=recording.folder.path, mlflow_id=mlflow_id)
 
 
 def _train(
-    run: TrainingRun,
-    prepared: Prepared,
-    with_baselines: bool,
-    folder: RunFolder,
-    parent: Run,
-    tracker: Tracker,
-    progress: Progress,
+    run: TrainingRun, prepared: Prepared, with_baselines: bool, recording: Recording, progress: Progress
 ) -> dict[str, Any]:
     import pandas as pd
 
@@ -138,15 +115,14 @@ def _train(
     from polyshot.training.baselines import Baseline, merged, train_baselines
     from polyshot.training.bootstrap import improvement_intervals
 
-    study = run.study
-    parent.log_artifact(folder.path / "study.yaml")
+    study, folder, parent = run.study, recording.folder, recording.run
     models = {}
     alone: dict[str, Baseline] = {}
     if with_baselines:
         alone = train_baselines(study, prepared, study.storage_folder / "baselines", progress)
         for baseline in alone.values():
             differences = study.differences(study.single_task(baseline.task))
-            log_baseline(tracker, parent, f"{folder.key}/baseline-{baseline.task}", differences, baseline)
+            log_baseline(recording.tracker, parent, f"{folder.key}/baseline-{baseline.task}", differences, baseline)
         models["single_task"] = merged(alone)
     _fit(run, prepared, folder.path, parent, progress)
     models["multi_task"] = {"validation": run.evaluate(prepared.validation), "test": run.evaluate(prepared.test)}
