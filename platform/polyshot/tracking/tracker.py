@@ -6,10 +6,7 @@ brings them to the store. This module never imports MLflow, pandas or torch.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from typing import Any, Literal, Self
 from polyshot.errors import TrackingError
 from polyshot.study import Study
 from polyshot.tracking import spool as files
+from polyshot.tracking.launcher import Writer, start_writer
 from polyshot.tracking.store import Store, resolve, without_credentials
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -169,20 +167,17 @@ class Tracker:
         if self._spool.path.stat().st_size == 0:  # no run was started: nobody has to wait for MLflow to load
             files.delete(self._spool.path)
         self._spool.close()
-        self._release_writer()
+        self._writer.release()
         restarted = False
         while self._spool.path.exists() and time.monotonic() < deadline:
-            if self._writer.poll() is not None:
+            if self._writer.has_ended:
                 if restarted:
                     break
                 restarted = True
                 self._writer = self._start_writer()
-                self._release_writer()
+                self._writer.release()
             time.sleep(0.02)
-        # Whether it is done or not: MLflow takes long to leave, and what is half done is done again, once, by the next
-        # writer.
-        self._writer.kill()
-        self._writer.wait()
+        self._writer.kill()  # done or not: what is half done is done again, once, by the next writer
         self._outcome = self._what_is_left()
         return self._outcome
 
@@ -198,30 +193,15 @@ class Tracker:
         # The time is taken here, so that a point that is sent twice is the same point.
         self._spool.append({"event": event, "key": key, "time": time.time_ns() // 1_000_000, **content})
 
-    def _start_writer(self) -> subprocess.Popen[bytes]:
-        # The address goes by the environment: arguments are seen by every user of the machine.
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": self.store.uri}
-        command = [sys.executable, "-P", "-m", "polyshot.tracking.writer", str(self._spool.path)]
-        command += ["--experiment", self.store.experiment, "--artifacts", str(self.store.artifacts)]
+    def _start_writer(self) -> Writer:
         try:
             with (self._folder / files.LOG).open("ab") as log:
-                return subprocess.Popen(
-                    command,
-                    stdin=subprocess.PIPE,  # its end tells the writer that this process has gone
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    env=environment,
-                    start_new_session=True,  # Ctrl-C in the terminal is for this process only
-                )
+                return start_writer(self._spool.path, self.store, log)
         except OSError as error:
             raise TrackingError(
                 f"storage: the tracking process cannot be started ({error.strerror}); "
                 f"check the memory, and the space in {self._folder}"
             ) from None
-
-    def _release_writer(self) -> None:
-        if self._writer.stdin is not None:
-            self._writer.stdin.close()
 
     def _what_is_left(self) -> Outcome | None:
         state = files.State.load(self._folder)

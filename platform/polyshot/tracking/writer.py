@@ -1,12 +1,11 @@
 """The process that brings spooled events to MLflow, beside training and not in its way.
 
-Started by the tracker, one for each producer; of all writers of a destination, one at a time works, for all of them.
-It ends when its producer has gone and its spool is written. MLflow is imported late: whoever waits does not need it.
+Forked by the launcher, one for each tracker; of all writers of a destination, one at a time works, for all of them.
+It ends when its producer has gone and its spool is written.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import select
@@ -29,23 +28,22 @@ REST = 1.0  # seconds between two looks into the spools, at least
 SHARE = 20  # … and this many times what the last look took: at most 5 % of a core
 LONGEST_PAUSE = 10.0  # seconds between two attempts while the server is away
 LINGER = 60.0  # seconds that a writer whose producer has gone waits for a server
+IMPORT_SETTINGS = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_CONFIGURE_LOGGING": "false"}
 PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "60"}  # seconds
 
 log = logging.getLogger(__name__)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve one producer's spool, whose path is given; standard input ends when the producer does."""
-    parser = argparse.ArgumentParser(prog="polyshot.tracking.writer")
-    parser.add_argument("spool", type=Path)
-    parser.add_argument("--experiment", required=True)
-    parser.add_argument("--artifacts", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    store = Store(os.environ["MLFLOW_TRACKING_URI"], "tracking.uri", options.experiment, options.artifacts)
+def write(spool: Path, store: Store) -> int:
+    """Serve one producer's spool until it is written and the producer, at the end of standard input, has gone.
+
+    Returns:
+        The exit status of the process, which is a writer's and nothing else.
+    """
     os.nice(5)
     store = prepare_mlflow(store)
     try:
-        return _serve(options.spool, store)
+        return _serve(spool, store)
     except Exception:
         log.exception("the writer stopped")
         return 1
@@ -62,8 +60,7 @@ def prepare_mlflow(store: Store) -> Store:
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"  # it would repeat in silence; the writer repeats itself
     for name, seconds in PATIENCE.items():
         os.environ.setdefault(name, seconds)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ["MLFLOW_CONFIGURE_LOGGING"] = "false"
+    os.environ |= IMPORT_SETTINGS
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -112,10 +109,11 @@ def _serve(spool: Path, store: Store) -> int:
 def _work(spool: Path, store: Store, producer: _Producer) -> int:
     replay: Replay | None = None
     pause, failing_since = 0.5, 0.0
-    import mlflow  # noqa: F401 - loaded while the producer prepares; a store is made only for a run
-
+    # A store is made only for a run.
     while not producer.gone and not any(path.stat().st_size for path in files.spools(spool.parent)):
         producer.wait(0.1)
+    if not any(files.spools(spool.parent)):
+        return 0
     while True:
         started = time.monotonic()
         try:
@@ -209,7 +207,3 @@ def _unsynced() -> Iterator[None]:
         yield
     finally:
         event.remove(Engine, "connect", off)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
