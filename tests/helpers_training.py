@@ -55,10 +55,14 @@ def make_prepared(
             case "binary":
                 labels.append((signal > 0).float())
                 targets.append(Target(name, "binary", name, classes=["no", "yes"]))
+            case "multilabel":
+                thresholds = torch.linspace(-0.3, 0.3, len(task.target))
+                labels += [(signal > threshold).float() for threshold in thresholds]
+                targets.append(Target(name, "multilabel", task.target[0], classes=[0, 1], labels=task.target))
             case _:
                 labels.append(torch.bucketize(signal, torch.tensor([-0.5, 0.5])).float())
                 targets.append(Target(name, "multiclass", name, classes=["a", "b", "c"]))
-    known = torch.rand(len(features), len(targets), generator=generator) >= missing
+    known = torch.rand(len(features), len(labels), generator=generator) >= missing
     encoded = torch.stack(labels, 1) * known
     splits = [
         Examples(*parts) for parts in zip(*(table.split(rows) for table in (features, encoded, known)), strict=True)

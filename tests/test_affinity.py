@@ -130,7 +130,7 @@ def test_a_task_without_a_gradient_has_no_cosine():
 def test_looking_ahead_is_the_equation_worked_out_for_a_linear_model():
     """One linear layer h = W x + w and heads v_t: the step's losses by hand, without autograd."""
     tasks = {name: {"kind": "regression"} for name in ("first", "second")}
-    _, _, model, mean_losses, batch = tiny(tasks, width=3, depth=1)
+    _, prepared, model, mean_losses, batch = tiny(tasks, width=3, depth=1)
     model.sharing.encoder.blocks[0] = model.sharing.encoder.blocks[0][0]  # no activation
     model.shared_parameters()
     x, y, known = (tensor.numpy() for tensor in (batch.features, batch.targets, batch.mask))
@@ -146,12 +146,12 @@ def test_looking_ahead_is_the_equation_worked_out_for_a_linear_model():
         residuals = np.where(known[:, a], (x @ w.T + bias) @ v[a] + c[a] - y[:, a], 0) * 2 / known[:, a].sum()
         stepped = w - 0.1 * np.outer(v[a], residuals @ x), bias - 0.1 * v[a] * residuals.sum()
         expected[a] = [1 - loss(*stepped, b) / loss(w, bias, b) for b in range(2)]
-    np.testing.assert_allclose(look_ahead(model, mean_losses, batch, 0.1), expected, rtol=1e-9)
+    np.testing.assert_allclose(look_ahead(model, mean_losses, batch, 0.1, prepared.labels), expected, rtol=1e-9)
     assert expected.diagonal().min() > 0
 
 
 def test_a_small_step_s_affinity_is_the_inner_product_of_the_gradients():
-    _, _, model, mean_losses, batch = tiny()
+    _, prepared, model, mean_losses, batch = tiny()
     losses = mean_losses(model(batch.features), batch)
     rows = [
         torch.cat([g.flatten() for g in torch.autograd.grad(loss, model.shared_parameters(), retain_graph=True)])
@@ -159,13 +159,15 @@ def test_a_small_step_s_affinity_is_the_inner_product_of_the_gradients():
     ]
     jacobian = torch.stack(rows)
     expected = (jacobian @ jacobian.T / losses).detach().numpy()
-    np.testing.assert_allclose(look_ahead(model, mean_losses, batch, 1e-6) / 1e-6, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        look_ahead(model, mean_losses, batch, 1e-6, prepared.labels) / 1e-6, expected, rtol=1e-3, atol=1e-5
+    )
 
 
 def test_a_task_that_a_batch_does_not_label_is_left_out_of_it():
-    _, _, model, mean_losses, batch = tiny()
+    _, prepared, model, mean_losses, batch = tiny()
     batch.mask[:, 1] = False
-    found = look_ahead(model, mean_losses, batch, 0.1)
+    found = look_ahead(model, mean_losses, batch, 0.1, prepared.labels)
     assert np.isnan(found[1]).all()
     assert np.isnan(found[:, 1]).all()
     assert np.isfinite(found[np.ix_([0, 2], [0, 2])]).all()

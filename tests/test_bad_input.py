@@ -63,6 +63,17 @@ def assign(column: str, value: object, rows: slice = slice(None)) -> Callable[[p
 
 GROUPED = ("source: houses.csv", "source: houses.csv\n  group: street")
 
+
+def tags(content: str = "{kind: multilabel, target: [garden, flat]}", **columns: object) -> Prepare:
+    """A multilabel task beside the others, of a column that is there and one that `columns` adds."""
+
+    def prepare(folder: Path) -> None:
+        learnable_table().assign(**columns).to_csv(folder / "houses.csv", index=False)
+        (folder / "study.yaml").write_text(STUDY.replace("tasks:\n", f"tasks:\n  tags: {content}\n"))
+
+    return prepare
+
+
 CASES: dict[str, tuple[Prepare, list[str]]] = {
     "wrong path": (study(("houses.csv", "house.csv")), ["house.csv", "Did you mean 'houses.csv'?"]),
     "empty file": (text(b""), ["houses.csv", "empty"]),
@@ -81,6 +92,25 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
         ["town", "multiclass"],
     ),
     "positive class that is not there": (study(("kind: binary", "kind: binary, positive: maybe")), ["maybe", "sold"]),
+    "label column that is not there": (tags(), ["tasks.tags", "no column 'flat'"]),
+    "label column that is not binary": (
+        tags("{kind: multilabel, target: [garden, town]}"),
+        ["tasks.tags", "'town' holds 'Aster'", "row", "true or false", "task of its own"],
+    ),
+    "label of one class": (
+        tags(flat=0),
+        ["tasks.tags", "one class only of 'flat'", "take it out of tasks.tags.target"],
+    ),
+    "label without labels": (tags(flat=None), ["tasks.tags", "'flat' is empty", "take it out of tasks.tags.target"]),
+    "one label only": (tags("{kind: multilabel, target: [garden]}"), ["tasks.tags.target", "at least 2"]),
+    "labels named twice": (
+        tags("{kind: multilabel, target: [garden, garden]}"),
+        ["tasks.tags.target", "'garden' 2 times"],
+    ),
+    "label of another task": (
+        tags("{kind: multilabel, target: [garden, sold]}"),
+        ["tasks", "target column 'sold' too"],
+    ),
     "infinite feature": (table(assign("size", float("inf"), slice(3, 5))), ["size", "inf"]),
     "no features left": (
         study(("source: houses.csv", "source: houses.csv\n  features: []")),

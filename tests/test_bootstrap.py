@@ -23,6 +23,10 @@ def predicted_rows(kind: str, rows: int, seed: int = 0, ties: bool = True) -> tu
         labels = (random.random(rows) < 0.4).astype(float)
         scores = 1 / (1 + np.exp(-(labels - 0.5) - random.normal(0, 1, rows)))
         return labels, scores.round(1) if ties else scores
+    if kind == "multilabel":
+        columns = [predicted_rows("binary", rows, seed + label, ties) for label in range(3)]
+        labels, scores = (np.stack(parts, 1) for parts in zip(*columns, strict=True))
+        return np.where(random.random(labels.shape) < [0, 0.3, 0.9], np.nan, labels), scores
     labels = random.integers(0, 4, rows).astype(float)
     scores = random.random((rows, 4)) + np.eye(4)[labels.astype(int)] * 0.3
     return labels, scores / scores.sum(1, keepdims=True)
@@ -33,7 +37,9 @@ def predicted_rows(kind: str, rows: int, seed: int = 0, ties: bool = True) -> tu
 def test_a_metric_under_counts_is_the_metric_of_the_repeated_rows(kind, metric, ties):
     labels, predicted = predicted_rows(kind, 37, ties=ties)
     counts = np.random.default_rng(1).multinomial(37, np.full(37, 1 / 37), size=50).T
-    repeated = [METRICS[kind][metric](labels.repeat(times), predicted.repeat(times, axis=0)) for times in counts.T]
+    repeated = [
+        METRICS[kind][metric](labels.repeat(times, axis=0), predicted.repeat(times, axis=0)) for times in counts.T
+    ]
     assert len(set(repeated)) > 10
     found = weighted_metric(kind, metric, labels, predicted, counts.astype(float))
     np.testing.assert_allclose(found, repeated, rtol=1e-9)

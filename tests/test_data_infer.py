@@ -76,7 +76,7 @@ def test_what_is_written_can_be_trained_as_it_stands(tmp_path, targets):
 )
 def test_targets_are_guessed_by_name_else_the_last_column_that_can_be_one(tmp_path, columns, targets):
     study = written(tmp_path, table_of(**columns))
-    assert list(study.targets.values()) == targets
+    assert list(study.targets.values()) == [[target] for target in targets]
 
 
 def test_every_other_column_is_listed_with_its_kind_so_that_the_comment_can_be_taken_over():
@@ -103,8 +103,8 @@ def test_every_commented_key_is_one_that_the_study_accepts(tmp_path):
 @pytest.mark.parametrize("name", ["true", "1e5", "a: b # c", 'say "hi"', "Größe (cm)", "-", "line\nbreak", "123"])
 def test_any_column_name_can_be_a_target_or_a_feature(tmp_path, name):
     table = pd.DataFrame({name: np.arange(50.0), "x": [1.5, 2.5] * 25})
-    assert list(written(tmp_path, table, name, [name]).targets.values()) == [name]
-    assert list(written(tmp_path, table, name, ["x"]).targets.values()) == ["x"]
+    assert list(written(tmp_path, table, name, [name]).targets.values()) == [[name]]
+    assert list(written(tmp_path, table, name, ["x"]).targets.values()) == [["x"]]
 
 
 @pytest.mark.parametrize(

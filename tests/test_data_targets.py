@@ -16,7 +16,7 @@ TASKS = {"regression": RegressionTask, "binary": BinaryTask, "multiclass": Multi
 def fit(kind: str, values, training=None, **settings) -> Target:
     table = pd.DataFrame({"y": values})
     rows = np.arange(len(table)) if training is None else np.array(training)
-    return fit_target("y", TASKS[kind](kind=kind, **settings), table, settings.get("target", "y"), rows)
+    return fit_target("y", TASKS[kind](kind=kind, **settings), table, [settings.get("target", "y")], rows)
 
 
 def test_regression_is_standardised_by_training_labels_and_decoded_to_its_own_units():

@@ -56,7 +56,35 @@ EXPECTED = {
         torch.as_tensor(PROBABILITIES).log(), _whole(CLASSES)
     ).item(),
 }
-GIVEN = {"regression": (NUMBERS, GUESSES), "binary": (LABELS, SCORES), "multiclass": (CLASSES, PROBABILITIES)}
+SEVERAL = np.where(RANDOM.random((97, 3)) < 0.3, np.nan, RANDOM.random((97, 3)) < [0.1, 0.3, 0.6])
+SEVERAL_SCORES = np.clip(np.nan_to_num(0.2 * SEVERAL) + 0.8 * RANDOM.random((97, 3)), 0, 1).round(1)
+GIVEN = {
+    "regression": (NUMBERS, GUESSES),
+    "binary": (LABELS, SCORES),
+    "multiclass": (CLASSES, PROBABILITIES),
+    "multilabel": (SEVERAL, SEVERAL_SCORES),
+}
+MACRO = {"task": "multilabel", "num_labels": 3, "average": "macro", "ignore_index": -1}
+EXPECTED |= {
+    ("multilabel", name): lambda metric=metric: _torch(
+        metric, SEVERAL_SCORES, _whole(np.nan_to_num(SEVERAL, nan=-1)), **MACRO
+    )
+    for name, metric in {
+        "roc_auc": reference.auroc,
+        "average_precision": reference.average_precision,
+        "accuracy": reference.accuracy,
+        "f1": reference.f1_score,
+    }.items()
+}
+EXPECTED |= {
+    ("multilabel", name): lambda name=name: np.mean(
+        [
+            METRICS["binary"][name](labels[~np.isnan(labels)], scores[~np.isnan(labels)])
+            for labels, scores in zip(SEVERAL.T, SEVERAL_SCORES.T, strict=True)
+        ]
+    )
+    for name in ("balanced_accuracy", "log_loss")
+}
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, metrics in METRICS.items() for name in metrics])
@@ -82,6 +110,14 @@ def test_a_metric_is_what_torchmetrics_says(kind, name):
 )
 def test_a_metric_by_hand(kind, name, labels, predicted, value):
     assert METRICS[kind][name](np.array(labels, dtype=float), np.array(predicted, dtype=float)) == pytest.approx(value)
+
+
+def test_a_label_that_does_not_define_a_metric_is_left_out_of_its_mean():
+    labels = np.array([[0, 0, np.nan], [1, 0, np.nan], [0, 0, np.nan], [1, 0, np.nan]])
+    scores = np.array([[0.1, 0.2, 0.3], [0.35, 0.9, 0.1], [0.4, 0.1, 0.5], [0.8, 0.4, 0.5]])
+    assert METRICS["multilabel"]["roc_auc"](labels, scores) == 0.75  # the first alone
+    assert METRICS["multilabel"]["accuracy"](labels, scores) == (0.75 + 0.75) / 2  # the first two
+    assert math.isnan(METRICS["multilabel"]["roc_auc"](labels[:, 1:], scores[:, 1:]))
 
 
 @pytest.mark.parametrize("name", ["roc_auc", "average_precision"])

@@ -38,7 +38,7 @@ def problems(tmp_path, text: str) -> list[str]:
 def test_six_lines_are_a_study_with_defaults_for_the_rest(tmp_path):
     study = load(tmp_path, MINIMAL)
     assert study.task_weights == {"read": 0.25, "passed": 0.75}
-    assert study.targets == {"read": "read", "passed": "passed"}
+    assert study.targets == {"read": ["read"], "passed": ["passed"]}
     assert study.folder == tmp_path
 
 
@@ -61,7 +61,7 @@ def test_every_mistake_is_reported_at_once_with_its_line(tmp_path):
     found = problems(tmp_path, text)
     assert found == [
         "study.yaml:10 seed: must be a valid integer, got 'zero'",
-        "study.yaml:6 tasks.passed: kind must be one of regression, binary, multiclass, got 'binry'. "
+        "study.yaml:6 tasks.passed: kind must be one of regression, binary, multiclass, multilabel, got 'binry'. "
         "Did you mean 'binary'?",
         "study.yaml:8 model.encoder.width: must be a valid integer, got 1.5",
         "study.yaml:8 model.encoder.dept: unknown key 'dept'. Did you mean 'depth'?",
@@ -171,6 +171,6 @@ def test_reading_a_study_loads_no_heavy_library(tmp_path):
 
 def test_a_single_task_study_is_split_as_the_study_it_comes_from(tmp_path):
     study = load(tmp_path, MINIMAL)
-    assert study.stratified_by == study.single_task("read").stratified_by == ["passed"]
+    assert study.stratified_by == study.single_task("read").stratified_by == [["passed"]]
     assert study.with_values({"data.group": "school"}).single_task("read").stratified_by == []
     assert study.with_values({"data.split.stratify": False}).stratified_by == []

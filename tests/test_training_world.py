@@ -17,11 +17,16 @@ from polyshot.training.world import World
 ROWS = torch.arange(101 * 2).reshape(101, 2)
 VALUES = {"training.epochs": 4, "training.clip_norm": 0.5, "training.schedule.warmup": 0.3}
 NORMALISED = {"training.epochs": 2, "model.encoder.normalisation": "batch"}
+MULTILABEL = {
+    "price": {"kind": "regression"},
+    "tags": {"kind": "multilabel", "target": ["new", "old"]},
+    "sold": {"kind": "binary"},
+}
 
 
-def _train(values: dict, world: World) -> dict:
+def _train(values: dict, world: World, tasks: dict | None = None) -> dict:
     """A run with its batches recorded: the first feature of a row is its number."""
-    study = make_study(values)
+    study = make_study(values, tasks)
     prepared = make_prepared(study)
     prepared.train.features[:, 0] = torch.arange(203) / 203
     batches: list[list[int]] = []
@@ -63,6 +68,7 @@ def _worker(rank: int, folder: str) -> None:
         "from first": world.from_first(torch.tensor([5.0 + rank])),
         "run": _train(VALUES, world),
         "normalised": _train(NORMALISED, world),
+        "multilabel": _train(VALUES | {"training.sampling.kind": "joint"}, world, MULTILABEL),
     }
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -120,9 +126,18 @@ def test_losses_and_metrics_are_the_same_for_one_and_two_workers(workers, alone)
         assert found["run"]["validation"] == pytest.approx(alone["validation"], rel=1e-4)
 
 
+def test_a_multilabel_task_has_the_same_losses_and_metrics_for_one_and_two_workers(workers):
+    alone = _train(VALUES | {"training.sampling.kind": "joint"}, World(), MULTILABEL)
+    assert 0.6 < alone["validation"]["tags/roc_auc"] < 1
+    for found in workers:
+        for mine, theirs in zip(found["multilabel"]["history"], alone["history"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
+        assert found["multilabel"]["validation"] == pytest.approx(alone["validation"], rel=1e-4)
+
+
 def test_workers_agree_to_the_last_bit(workers):
     first, second = workers
-    for run in ("run", "normalised"):
+    for run in ("run", "normalised", "multilabel"):
         assert first[run]["history"] == second[run]["history"]
         assert first[run]["validation"] == second[run]["validation"]
         for name, value in first[run]["model"].items():

@@ -31,11 +31,16 @@ class Groups:
         """`prepared` must have groups.
 
         Raises:
-            DataError: when a split has no group that is large enough.
+            DataError: for a multilabel task, or when a split has no group that is large enough.
         """
         place = [target.task for target in prepared.targets].index(task)
         self.name = task
         self.target: Target = prepared.targets[place]
+        if self.target.kind == "multilabel":
+            raise DataError(
+                f"meta.episodes.task: '{task}' is a multilabel task and adaptation is to one target; name a task of "
+                "another kind"
+            )
         self.features: Features = prepared.features
         self.example = prepared.example
         self.shape = (prepared.train.features.shape[1],)
@@ -50,7 +55,8 @@ class Groups:
             "test": prepared.test,
         }
         self._splits = {
-            split: self._of_split(split, examples, prepared.groups[split], place) for split, examples in splits.items()
+            split: self._of_split(split, examples, prepared.groups[split], prepared.labels.columns[place].start)
+            for split, examples in splits.items()
         }
 
     def sample(self, split: Split, tasks: int, generator: torch.Generator, share: Share = everything) -> Episodes:
@@ -76,9 +82,9 @@ class Groups:
         return inputs[order], labels[order], groups[known]
 
     def _of_split(
-        self, split: Split, examples: Examples, groups: NDArray[np.int64], place: int
+        self, split: Split, examples: Examples, groups: NDArray[np.int64], column: int
     ) -> tuple[Members, torch.Tensor, torch.Tensor]:
-        labelled = examples.mask[:, place].numpy()
+        labelled = examples.mask[:, column].numpy()
         _, owners, counts = np.unique(groups[labelled], return_inverse=True, return_counts=True)
         enough = counts > self._support
         if not enough.any():
@@ -94,5 +100,5 @@ class Groups:
         kept = enough[owners]
         rows = torch.from_numpy(np.flatnonzero(labelled)[kept])
         renumbered = np.cumsum(enough) - 1
-        labels = examples.targets[rows, place].to(self.objective.label_type)
+        labels = examples.targets[rows, column].to(self.objective.label_type)
         return Members.of(renumbered[owners[kept]]), examples.features[rows], labels

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -21,7 +20,7 @@ from polyshot.data.prepare import Prepared
 from polyshot.data.targets import Target
 from polyshot.errors import RunError
 from polyshot.models.multitask import MultiTaskModel, build_model
-from polyshot.study import Study
+from polyshot.study import Study, own_targets
 from polyshot.training.loop import TrainingRun
 from polyshot.training.metrics import predictions
 
@@ -59,7 +58,9 @@ class SavedModel:
         """Predictions of every task for raw rows, with the table's index.
 
         A regression task gives a column `<task>` in its own units; a binary one `<task>` (the more probable class) and
-        `<task>_probability` (of the positive class); a multiclass one `<task>` and `<task>_probability_<class>` each.
+        `<task>_probability` (of the positive class); a multiclass one `<task>` and `<task>_probability_<class>` each; a
+        multilabel one `<task>_<label>` (1 where it is more probable than not, else 0) and `<task>_probability_<label>`
+        each.
 
         Raises:
             DataError: when a feature's column is missing or holds what it did not hold in training.
@@ -68,17 +69,21 @@ class SavedModel:
         columns: dict[str, Any] = {}
         for target, position in zip(self.targets, self.model.layout.columns, strict=True):
             predicted = predictions(outputs, target, position)
-            if target.classes is None:
-                columns[target.task] = predicted
-                continue
-            classes = np.asarray(target.classes, dtype=object)
-            if target.kind == "binary":
-                columns[target.task] = classes[(predicted > 0.5).astype(int)]
-                columns[f"{target.task}_probability"] = predicted
-            else:
-                columns[target.task] = classes[predicted.argmax(1)]
-                for index, name in enumerate(target.classes):
-                    columns[f"{target.task}_probability_{name}"] = predicted[:, index]
+            match target.kind:
+                case "regression":
+                    columns[target.task] = predicted
+                case "binary":
+                    columns[target.task] = target.decode(predicted > 0.5)
+                    columns[f"{target.task}_probability"] = predicted
+                case "multiclass":
+                    columns[target.task] = target.decode(predicted.argmax(1))
+                    for name, probability in zip(target.classes or [], predicted.T, strict=True):
+                        columns[f"{target.task}_probability_{name}"] = probability
+                case "multilabel":
+                    labels = own_targets(target.task, self.study.tasks[target.task])
+                    for label, probability in zip(labels, predicted.T, strict=True):
+                        columns[f"{target.task}_{label}"] = target.decode(probability > 0.5)
+                        columns[f"{target.task}_probability_{label}"] = probability
         return pd.DataFrame(columns, index=table.index).infer_objects()
 
 

@@ -58,10 +58,10 @@ class Split(Section):
 
     validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Fraction of rows for validation.")
     test: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="Fraction of rows for the final test.")
-    stratify: bool | str = Field(
+    stratify: bool | str | list[str] = Field(
         True,
         description="Keep class proportions equal over the splits (where there is no `data.group`): of the column that "
-        "is named, or, when `true`, of the first classification task.",
+        "is named, of the combinations of several, or, when `true`, of the first classification task.",
     )
     seed: int = Field(0, ge=0, description="Seed of the split; kept apart from the study's so that reseeding keeps it.")
 
@@ -116,7 +116,6 @@ class Data(Source):
 
 
 class TaskSection(Source):
-    target: str | None = Field(None, description="The target's column; by default the task's name.")
     weight: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Task weight; weights are normalised so that they sum to 1."
     )
@@ -131,7 +130,11 @@ class TaskSection(Source):
     )
 
 
-class RegressionTask(TaskSection):
+class SingleTargetTask(TaskSection):
+    target: str | None = Field(None, description="The target's column; by default the task's name.")
+
+
+class RegressionTask(SingleTargetTask):
     """A numeric target; standardised inside, reported in its own units."""
 
     kind: Literal["regression"]
@@ -139,7 +142,7 @@ class RegressionTask(TaskSection):
     metric: Literal["rmse", "mae", "r2"] = "rmse"
 
 
-class BinaryTask(TaskSection):
+class BinaryTask(SingleTargetTask):
     """Two classes; `positive` names the one whose probability is predicted (by default the later in sorted order)."""
 
     kind: Literal["binary"]
@@ -148,7 +151,7 @@ class BinaryTask(TaskSection):
     metric: Literal["roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1"] = "roc_auc"
 
 
-class MulticlassTask(TaskSection):
+class MulticlassTask(SingleTargetTask):
     """Three classes or more."""
 
     kind: Literal["multiclass"]
@@ -156,7 +159,19 @@ class MulticlassTask(TaskSection):
     metric: Literal["accuracy", "balanced_accuracy", "f1"] = "accuracy"
 
 
-Task = Annotated[RegressionTask | BinaryTask | MulticlassTask, Field(discriminator="kind")]
+class MultilabelTask(TaskSection):
+    """Labels that are each there or not (1 and 0, true and false, yes and no), learnt as one task.
+
+    The loss is the mean over the labels that are known; a metric is the mean over labels of the binary metric.
+    """
+
+    kind: Literal["multilabel"]
+    target: list[str] = Field(min_length=2, description="The labels' columns.")
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    metric: Literal["roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1"] = "roc_auc"
+
+
+Task = Annotated[RegressionTask | BinaryTask | MulticlassTask | MultilabelTask, Field(discriminator="kind")]
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
@@ -987,9 +1002,8 @@ class Study(Section):
             tree["data"] |= {"source": None, "arguments": {}}
         if own["source"] is None and (columns := self.stratified_by):
             tree["data"]["split"]["stratify"] = columns[0]
-        tree["data"]["ignore"] = [
-            *tree["data"]["ignore"],
-            *(t for t in self.targets.values() if t != self.targets[task]),
+        tree["data"]["ignore"] += [
+            column for name, targets in self.targets.items() if name != task for column in targets
         ]
         tree["model"]["sharing"] = {"kind": "hard"}
         tree["balance"] = {"kind": "fixed"}
@@ -1022,9 +1036,12 @@ class Study(Section):
         return self._folder
 
     @property
-    def targets(self) -> dict[str, str]:
-        """The target column of each task; in a table of its own it is called like the task (see `data.tables`)."""
-        return {name: task.target or name if task.source is None else name for name, task in self.tasks.items()}
+    def targets(self) -> dict[str, list[str]]:
+        """The target columns of each task: one, or those of a multilabel task's labels.
+
+        In a table of its own they are called like the task (see `data.tables`).
+        """
+        return {name: own_targets(name, task, like_task=task.source is not None) for name, task in self.tasks.items()}
 
     @property
     def tables(self) -> list[tuple[Source, list[str]]]:
@@ -1041,13 +1058,13 @@ class Study(Section):
         return tables
 
     @property
-    def stratified_by(self) -> list[str]:
-        """The columns whose proportions the splits keep: at most one of each table."""
+    def stratified_by(self) -> list[list[str]]:
+        """The columns whose proportions the splits keep: of each table at most one, or those of one multilabel task."""
         stratify = self.data.split.stratify
         if self.data.group is not None or stratify is False:
             return []
-        if isinstance(stratify, str):
-            return [stratify]
+        if not isinstance(stratify, bool):
+            return [[stratify] if isinstance(stratify, str) else stratify]
         classified = [
             [name for name in tasks if not isinstance(self.tasks[name], RegressionTask)] for _, tasks in self.tables
         ]
@@ -1065,6 +1082,13 @@ class Study(Section):
         return Path(self.storage).expanduser().absolute() / self.name
 
 
+def own_targets(name: str, task: Task, *, like_task: bool = False) -> list[str]:
+    """A task's target columns as its table has them, or as they are called beside other tables."""
+    if isinstance(task, MultilabelTask):
+        return [f"{name}_{label}" for label in task.target] if like_task else task.target
+    return [name if like_task else task.target or name]
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a study file, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}
@@ -1073,18 +1097,31 @@ def json_schema() -> dict[str, Any]:
 def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     """What no section can check alone: names that must agree, and the search space against the schema."""
     targets = study.targets
-    for name, target in targets.items():
-        if list(targets.values()).count(target) > 1 and study.tasks[name].source is None:
-            yield ("tasks", name), f"another task has the target column '{target}' too; give each a column of its own"
-        if target in (study.data.features or []):
-            yield ("data", "features"), f"'{target}' is the target of task '{name}'; remove it from the features"
+    everything = [column for columns in targets.values() for column in columns]
+    for name, columns in targets.items():
+        for column in dict.fromkeys(columns):
+            if columns.count(column) > 1:
+                yield ("tasks", name, "target"), f"names '{column}' {columns.count(column)} times; keep one"
+            elif everything.count(column) > 1 and study.tasks[name].source is None:
+                yield (
+                    ("tasks", name),
+                    f"another task has the target column '{column}' too; give each a column of its own",
+                )
+            if column in (study.data.features or []):
+                word = "the target" if len(columns) == 1 else "a label"
+                yield ("data", "features"), f"'{column}' is {word} of task '{name}'; remove it from the features"
     for name, task in study.tasks.items():
         if task.source is None and study.data.source is None:
             yield ("data", "source"), f"is missing, and task '{name}' has no source of its own; name a table"
             break
     if study.data.source is not None and all(task.source is not None for task in study.tasks.values()):
         yield ("data", "source"), "is read by no task, since each has a source of its own; remove it"
-    if study.data.group in targets.values():
+    for name, task in study.tasks.items():
+        labels = task.target if isinstance(task, MultilabelTask) else []
+        if clashing := [label for label in labels if f"{name}_{label}" in study.tasks]:
+            message = f"the prediction of its label '{clashing[0]}' is called like the task '{name}_{clashing[0]}'"
+            yield ("tasks", name), f"{message}; rename one of the tasks"
+    if study.data.group in everything:
         yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
     yield from _sharing_disagreements(study)
     episodes = study.meta.episodes

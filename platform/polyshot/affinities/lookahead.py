@@ -16,6 +16,7 @@ import torch
 from torch.func import functional_call
 
 from polyshot.affinities.probing import Matrix, MeanLosses, probed, sharing_everything
+from polyshot.data.labels import LabelLayout
 from polyshot.data.prepare import Examples, Prepared
 from polyshot.models.multitask import MultiTaskModel
 from polyshot.progress import SILENT, Progress
@@ -30,7 +31,7 @@ def lookahead_affinity(study: Study, prepared: Prepared, progress: Progress = SI
     rate = study.training.optimiser.learning_rate
 
     def ahead(model: MultiTaskModel, mean_losses: MeanLosses, batch: Examples) -> Matrix:
-        return look_ahead(model, mean_losses, batch, rate)
+        return look_ahead(model, mean_losses, batch, rate, prepared.labels)
 
     looks = np.array(list(probed(sharing_everything(study), prepared, ahead, progress)))  # [S, T, T]
     there = np.isfinite(looks)
@@ -38,7 +39,9 @@ def lookahead_affinity(study: Study, prepared: Prepared, progress: Progress = SI
         return np.where(there, looks, 0).sum(0) / there.sum(0)
 
 
-def look_ahead(model: MultiTaskModel, mean_losses: MeanLosses, batch: Examples, rate: float) -> Matrix:
+def look_ahead(
+    model: MultiTaskModel, mean_losses: MeanLosses, batch: Examples, rate: float, labels: LabelLayout
+) -> Matrix:
     """Z [T, T] on one batch for steps of the size `rate`; NaN for tasks without a label in it."""
     ids = {id(parameter) for parameter in model.shared_parameters()}
     shared = {name: parameter for name, parameter in model.named_parameters() if id(parameter) in ids}
@@ -54,5 +57,5 @@ def look_ahead(model: MultiTaskModel, mean_losses: MeanLosses, batch: Examples, 
             }
             after.append(mean_losses(functional_call(model, stepped, (batch.features,)), batch))
     ratios = (torch.stack(after) / before.detach()).double().cpu().numpy()
-    known = batch.mask.any(0).cpu().numpy()
+    known = labels.labelled(batch.mask).any(0).cpu().numpy()
     return np.where(np.outer(known, known), 1 - ratios, np.nan)

@@ -50,10 +50,11 @@ def probed(study: Study, prepared: Prepared, probe: Probe, progress: Progress = 
         TrainingDivergedError: when the loss was never a number.
     """
     run = TrainingRun(study, prepared)
-    losses = TaskLosses(study, prepared.targets, run.model.layout)
+    losses, labels = TaskLosses(study, prepared.targets, run.model.layout), prepared.labels
 
     def mean_losses(outputs: Tensor, batch: Examples) -> Tensor:
-        return losses(outputs, batch.targets, batch.mask) / batch.mask.sum(0).clamp(min=1)
+        counts = labels.totals(batch.mask.sum(0))
+        return losses(outputs, batch.targets, batch.mask) / counts.clamp(min=1)
 
     rows = prepared.train.to(run.device)
     epochs = run.epochs()

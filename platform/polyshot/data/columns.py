@@ -162,7 +162,7 @@ def _dates(column: pd.Series) -> pd.Series:
     return pd.to_datetime(column, format="ISO8601", utc=True, errors="coerce")
 
 
-def as_booleans(column: pd.Series, place: str) -> Numbers:
+def as_booleans(column: pd.Series, place: str, mend: str = OTHER_KIND) -> Numbers:
     """1 for true (also 1, yes, y, t), 0 for false, NaN where missing: [N].
 
     Raises:
@@ -174,7 +174,7 @@ def as_booleans(column: pd.Series, place: str) -> Numbers:
     booleans: Numbers = values[codes]
     if np.isinf(booleans).any():
         row, value = first_row(column, np.isinf(booleans))
-        raise DataError(f"{place} holds {_short(value)} in {row} where true or false is expected; {OTHER_KIND}")
+        raise DataError(f"{place} holds {_short(value)} in {row} where true or false is expected; {mend}")
     return booleans
 
 

@@ -45,20 +45,20 @@ def feature_columns(table: pd.DataFrame, study: Study) -> list[str]:
         DataError: when the study names a column that the table lacks, or no column is left.
     """
     data, targets = study.data, study.targets
-    for name, target in targets.items():
-        require_columns(table, [target], f"tasks.{name}")
+    for name, columns in targets.items():
+        require_columns(table, columns, f"tasks.{name}")
     require_columns(table, data.features or [], "data.features")
     require_columns(table, data.ignore, "data.ignore")
     require_columns(table, list(data.columns), "data.columns")
     require_columns(table, [data.group] if data.group else [], "data.group")
-    left_out = {*data.ignore, *targets.values()}
+    left_out = {*data.ignore, *(column for columns in targets.values() for column in columns)}
     wanted = data.features
     if wanted is None:
         wanted = [name for name in table.columns if name != data.group]
-    columns = [name for name in dict.fromkeys(wanted) if name not in left_out]
-    if not columns:
+    inputs = [name for name in dict.fromkeys(wanted) if name not in left_out]
+    if not inputs:
         raise DataError("data: no feature column is left beside targets, group and ignored ones; ignore fewer columns")
-    return columns
+    return inputs
 
 
 class Features:

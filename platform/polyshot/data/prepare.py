@@ -15,6 +15,7 @@ import torch
 
 from polyshot.data.columns import with_text_names
 from polyshot.data.features import Features, feature_columns
+from polyshot.data.labels import LabelLayout
 from polyshot.data.split import SPLITS, WORDS, Rows, groups_of_rows, split_rows
 from polyshot.data.tables import Tables, read_tables
 from polyshot.data.targets import Target, fit_target
@@ -30,8 +31,9 @@ class Examples:
 
     Attributes:
         features: float32 [N, F].
-        targets: float32 [N, T], encoded (see `Target.encode`), 0 where the label is missing.
-        mask: bool [N, T], true where the label is known.
+        targets: float32 [N, L], encoded (see `Target.encode`), 0 where the label is missing. A task has one column,
+            or as many as it has labels (see `Prepared.labels`).
+        mask: bool [N, L], true where the label is known.
     """
 
     features: torch.Tensor
@@ -67,6 +69,11 @@ class Prepared:
     notes: list[str]
     groups: dict[str, Rows] = field(default_factory=dict)
 
+    @property
+    def labels(self) -> LabelLayout:
+        """Which columns of labels and masks belong to which task."""
+        return LabelLayout.of(self.targets)
+
     def for_task(self, task: str) -> Prepared:
         """The same splits and features with one task, and the rows that have its label, as when it is learnt alone."""
         return self.for_tasks([task])
@@ -75,12 +82,15 @@ class Prepared:
         """The same splits and features with some of the tasks, in the order given, and the rows that have a label."""
         names = [target.task for target in self.targets]
         places = [names.index(task) for task in tasks]
+        columns = self.labels.places(places)
         splits = dict(zip(SPLITS, (self.train, self.validation, self.test), strict=True))
-        known = {split: examples.mask[:, places].any(1) for split, examples in splits.items()}
+        known = {split: examples.mask[:, columns].any(1) for split, examples in splits.items()}
 
         def chosen(split: str) -> Examples:
             examples, rows = splits[split], known[split]
-            return Examples(examples.features[rows], examples.targets[rows][:, places], examples.mask[rows][:, places])
+            return Examples(
+                examples.features[rows], examples.targets[rows][:, columns], examples.mask[rows][:, columns]
+            )
 
         def of_rows(values: dict[str, Rows]) -> dict[str, Rows]:
             return {split: of_split[known[split].numpy()] for split, of_split in values.items()}
@@ -110,7 +120,7 @@ def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
     columns = feature_columns(table, study)
     rows = split_rows(table, study, tables.origin)
     targets = [fit_target(name, task, table, study.targets[name], rows["train"]) for name, task in study.tasks.items()]
-    labels = np.stack([target.encode(table[target.column]) for target in targets], axis=1)
+    labels = np.concatenate([target.read(table) for target in targets], axis=1)
     notes = _check_classes(targets, labels, rows)
     features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns)
 
@@ -147,14 +157,18 @@ def _check_classes(targets: list[Target], labels: np.ndarray, rows: dict[str, Ro
     """Check what can be learnt and measured, and note the classes that cannot.
 
     Raises:
-        DataError: when some split of a binary task has one class only, or the training split of any task has.
+        DataError: when some split of a binary task has one class only, or the training split of any task or label has,
+            or all labels of a multilabel task in some split.
     """
-    notes = []
-    for position, target in enumerate(targets):
+    notes: list[str] = []
+    for target, own in zip(targets, LabelLayout.of(targets).columns, strict=True):
+        if target.kind == "multilabel":
+            notes += _check_labels(target, {split: labels[rows[split], own] for split in SPLITS})
+            continue
         if target.classes is None:
             continue
         for split in SPLITS if target.kind == "binary" else SPLITS[:1]:
-            found = np.unique(labels[rows[split], position])
+            found = np.unique(labels[rows[split], own])
             found = found[~np.isnan(found)].astype(int)
             if len(found) < 2:
                 only = target.classes[found[0]]
@@ -168,4 +182,29 @@ def _check_classes(targets: list[Target], labels: np.ndarray, rows: dict[str, Ro
                     f"Task '{target.task}': {len(unseen)} of {len(target.classes)} classes ({shown}) are in no "
                     "training row, so their rows will count as errors."
                 )
+    return notes
+
+
+def _check_labels(target: Target, labels: dict[str, np.ndarray]) -> list[str]:
+    """The same for the labels [n, K] of a multilabel task's splits: a label may be rare, but not unheard of."""
+    notes = []
+    for split, of_split in labels.items():
+        both = [(own == 0).any() and (own == 1).any() for own in of_split.T]
+        lacking = [column for column, has in zip(target.columns, both, strict=True) if not has]
+        if lacking and split == "train":
+            raise DataError(
+                f"tasks.{target.task}: the training split has one class only of '{lacking[0]}'; change data.split.seed "
+                f"or the fractions, add rows, or take it out of tasks.{target.task}.target"
+            )
+        if not any(both):
+            raise DataError(
+                f"tasks.{target.task}: the {WORDS[split]} split has one class only of every label; change "
+                "data.split.seed or the fractions, or add rows"
+            )
+        if lacking:
+            shown = ", ".join(repr(column) for column in lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+            notes.append(
+                f"Task '{target.task}': the {WORDS[split]} split has one class only of {len(lacking)} of {len(both)} "
+                f"labels ({shown}), which ranking metrics leave out there."
+            )
     return notes

@@ -22,8 +22,9 @@ def split_rows(table: pd.DataFrame, study: Study, origin: Rows | None = None) ->
     """Row positions of `train`, `validation` and `test`, each in ascending order; together every row once.
 
     With `data.group`, whole groups are drawn and the fractions are of groups. Otherwise rows are drawn, in equal
-    proportions from each class of the column that the study stratifies by (missing labels count as a class; classes of
-    fewer than three rows as one class together). Both are drawn in equal proportions from each table.
+    proportions from each class of the column that the study stratifies by, or each combination of classes of several
+    (missing labels count as a class; classes of fewer than three rows as one class together). Both are drawn in equal
+    proportions from each table.
 
     Args:
         origin: [N], the table that a row comes from, where there are several.
@@ -75,11 +76,10 @@ def groups_of_rows(table: pd.DataFrame, column: str) -> tuple[int, Rows]:
 def _strata(table: pd.DataFrame, study: Study, origin: Rows) -> Rows:
     """The stratum of each row: its table, and its class there where rows are stratified."""
     strata = origin
-    for column in study.stratified_by:
-        require_columns(table, [column], "data.split.stratify" if study.data.split.stratify is not True else "tasks")
-        texts = as_texts(table[column], f"the column '{column}'")
-        classes, _ = pd.factorize(texts)
-        classes = classes + 1  # 0: no label
+    for columns in study.stratified_by:
+        require_columns(table, columns, "data.split.stratify" if study.data.split.stratify is not True else "tasks")
+        codes = [pd.factorize(as_texts(table[column], f"the column '{column}'"))[0] for column in columns]
+        _, classes = np.unique(np.stack(codes), axis=1, return_inverse=True)
         sizes = np.bincount(classes)
         classes = np.where(sizes[classes] < 3, len(sizes), classes)
         _, strata = np.unique(np.stack([strata, classes]), axis=1, return_inverse=True)
@@ -115,17 +115,20 @@ def _shares(sizes: Rows, total: int, kept: int) -> Rows:
 
 
 def _require_labels(table: pd.DataFrame, study: Study, rows: dict[str, Rows]) -> None:
-    for name, target in study.targets.items():
-        require_columns(table, [target], f"tasks.{name}")
-        labelled = table[target].notna().to_numpy()
-        if not labelled.any():
-            raise DataError(
-                f"tasks.{name}: the target column '{target}' is empty in every row; give it labels or remove the task"
-            )
-        for split in SPLITS:
-            if not labelled[rows[split]].any():
+    for name, columns in study.targets.items():
+        require_columns(table, columns, f"tasks.{name}")
+        labelled = table[columns].notna().to_numpy()
+        for column, known in zip(columns, labelled.T, strict=True):
+            if not known.any():
+                rest = "remove the task" if len(columns) == 1 else f"take it out of tasks.{name}.target"
                 raise DataError(
-                    f"tasks.{name}: no row of the {WORDS[split]} split has a label ('{target}' is known in "
-                    f"{counted(int(labelled.sum()), 'row')} of {len(table)}); change data.split.seed or the fractions, "
-                    "or add labels"
+                    f"tasks.{name}: the target column '{column}' is empty in every row; give it labels or {rest}"
+                )
+        known = labelled.any(1)
+        for split in SPLITS:
+            if not known[rows[split]].any():
+                raise DataError(
+                    f"tasks.{name}: no row of the {WORDS[split]} split has a label ('{columns[0]}' is known in "
+                    f"{counted(int(labelled[:, 0].sum()), 'row')} of {len(table)}); change data.split.seed or the "
+                    "fractions, or add labels"
                 )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from polyshot.data.columns import require_columns
 from polyshot.data.source import read_table
 from polyshot.errors import DataError
-from polyshot.study import Study
+from polyshot.study import Study, own_targets
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Tables:
     """Rows of one or more tables.
 
     Attributes:
-        rows: all of them, numbered from 0; each task's labels are in the column `Study.targets`.
+        rows: all of them, numbered from 0; each task's labels are in the columns `Study.targets`.
         origin: [N], which of `Study.tables` a row comes from.
         notes: what was left out, a sentence each.
     """
@@ -36,8 +36,9 @@ class Tables:
 def read_tables(study: Study) -> Tables:
     """Read the study's tables.
 
-    A column that a table lacks is missing in its rows. In a task's own table the target takes the task's name; a column
-    there that bears the name of another task's target is left out, so that no label becomes an input.
+    A column that a table lacks is missing in its rows. In a task's own table the target takes the task's name, or each
+    of its labels a name that begins with it; a column there that bears the name of another task's target is left out,
+    so that no label becomes an input.
 
     Raises:
         DataError: when a table cannot be read, lacks a target, or has a column that takes a target's name.
@@ -49,7 +50,12 @@ def read_tables(study: Study) -> Tables:
         table = read_table(source, study.folder, "data" if shared else f"tasks.{tasks[0]}")
         if not shared:
             table = _called_like_tasks(table, study, tasks)
-        others = [column for name, column in study.targets.items() if name not in tasks and column in table.columns]
+        others = [
+            column
+            for name, columns in study.targets.items()
+            for column in columns
+            if name not in tasks and column in table.columns
+        ]
         notes += [
             f"In the table of task '{tasks[0]}', the column '{column}' is left out: it is called like another task's "
             "labels."
@@ -64,13 +70,16 @@ def read_tables(study: Study) -> Tables:
 
 def _called_like_tasks(table: pd.DataFrame, study: Study, tasks: list[str]) -> pd.DataFrame:
     """The table with its targets named by their tasks."""
-    targets = {name: study.tasks[name].target or name for name in tasks}
-    for name, target in targets.items():
-        require_columns(table, [target], f"tasks.{name}")
-        if name != target and name in table.columns and name not in targets.values():
-            raise DataError(
-                f"tasks.{name}: its table has a column '{name}' beside the target '{target}', which takes the task's "
-                "name; rename the task or that column"
-            )
-    labels = {name: table[target] for name, target in targets.items()}
-    return table.drop(columns=list(set(targets.values()))).assign(**labels)
+    targets = {name: own_targets(name, study.tasks[name]) for name in tasks}
+    dropped = {target for columns in targets.values() for target in columns}
+    labels = {}
+    for name, columns in targets.items():
+        require_columns(table, columns, f"tasks.{name}")
+        for target, called in zip(columns, study.targets[name], strict=True):
+            if called in table.columns and called not in dropped:
+                raise DataError(
+                    f"tasks.{name}: its table has a column '{called}' beside the target '{target}', which takes that "
+                    "name; rename the task or that column"
+                )
+            labels[called] = table[target]
+    return table.drop(columns=list(dropped)).assign(**labels)

@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from polyshot.data.columns import as_numbers, first_row, require_columns, text_of
+from polyshot.data.columns import as_booleans, as_numbers, first_row, require_columns, text_of
 from polyshot.errors import DataError, did_you_mean
-from polyshot.study import BinaryTask, RegressionTask, Task
+from polyshot.study import BinaryTask, MultilabelTask, RegressionTask, Task
 
 MAX_CLASSES = 1000
 ClassValue = str | int | bool
@@ -28,28 +28,47 @@ class Target:
     """How one task's labels are encoded.
 
     Attributes:
-        classes: in the order of their indices; for a binary task the positive class is the second. None for regression.
+        column: the target's; of a multilabel task, that of its first label.
+        classes: in the order of their indices; for a binary task the positive class is the second, for each label of a
+            multilabel task they are 0 and 1. None for regression.
         mean, scale: of the labels of the training rows; 0 and 1 for classification.
+        labels: the columns of a multilabel task's labels, [K]; None for other kinds.
     """
 
     task: str
-    kind: Literal["regression", "binary", "multiclass"]
+    kind: Literal["regression", "binary", "multiclass", "multilabel"]
     column: str
     classes: list[ClassValue] | None = None
     mean: float = 0.0
     scale: float = 1.0
+    labels: list[str] | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of a table that hold its labels: one, or the K of a multilabel task."""
+        return self.labels or [self.column]
 
     @property
     def outputs(self) -> int:
-        """Numbers that a model's head gives for this task: one, or for a multiclass task one per class."""
-        return len(self.classes) if self.kind == "multiclass" and self.classes else 1
+        """Numbers that a model's head gives for this task: one, or one per class or label."""
+        return len(self.classes) if self.kind == "multiclass" and self.classes else len(self.columns)
+
+    def read(self, table: pd.DataFrame) -> NDArray[np.float32]:
+        """The task's labels [N, 1], or [N, K] of a multilabel task, encoded.
+
+        Raises:
+            DataError: see `encode`.
+        """
+        return np.stack([self.encode(table[column]) for column in self.columns], axis=1)
 
     def encode(self, labels: pd.Series) -> NDArray[np.float32]:
-        """Labels [N] as class indices or standardised values, NaN where missing.
+        """Labels [N] of one column as class indices or standardised values, NaN where missing.
 
         Raises:
             DataError: for a label that is no number (regression) or none of the classes.
         """
+        if self.kind == "multilabel":
+            return as_booleans(labels, _place(self.task, str(labels.name)), AS_LABEL).astype(np.float32)
         if self.classes is None:
             numbers = as_numbers(labels, _place(self.task, self.column), MEND)
             return ((numbers - self.mean) / self.scale).astype(np.float32)
@@ -83,9 +102,12 @@ class Target:
 
 
 MEND = "correct it or leave it empty, or make the task's kind binary or multiclass"
+AS_LABEL = "correct it or leave it empty, or make the column a task of its own"
 
 
-def fit_target(name: str, task: Task, table: pd.DataFrame, column: str, training_rows: NDArray[np.int64]) -> Target:
+def fit_target(
+    name: str, task: Task, table: pd.DataFrame, columns: Sequence[str], training_rows: NDArray[np.int64]
+) -> Target:
     """The encoding of the task's labels: classes of the whole table, mean and scale of the training rows.
 
     Classes come from all rows so that every label has an index; what is learnt about them comes from training alone.
@@ -93,7 +115,10 @@ def fit_target(name: str, task: Task, table: pd.DataFrame, column: str, training
     Raises:
         DataError: when the labels are not what the task's kind asks for.
     """
-    require_columns(table, [column], f"tasks.{name}")
+    require_columns(table, columns, f"tasks.{name}")
+    if isinstance(task, MultilabelTask):
+        return Target(name, "multilabel", columns[0], [0, 1], labels=list(columns))
+    (column,) = columns
     labels = table[column]
     if labels.isna().all():
         raise DataError(f"{_place(name, column)} is empty in every row; give it labels or remove the task")

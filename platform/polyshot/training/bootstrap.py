@@ -69,8 +69,8 @@ class Pair:
 
     Attributes:
         known: [N], which of the split's rows have the label; the others are for these n rows.
-        labels: [n].
-        together, alone: [n], or [n, C] of a multiclass task.
+        labels: [n], or [n, K] of a multilabel task.
+        together, alone: [n], or [n, C] of a multiclass task, or [n, K].
     """
 
     task: str
@@ -98,13 +98,14 @@ def improvement_intervals(
     intervals = {}
     for split, examples in (("validation", prepared.validation), ("test", prepared.test)):
         mask, outputs = examples.mask.numpy(), run.best_outputs(examples)
+        labelled_rows = prepared.labels.labelled(examples.mask).numpy()  # [N, T]
         known = labelled(outputs, examples.targets.numpy(), mask, prepared.targets, run.model.layout)
         pairs = [
             Pair(
                 target.task,
                 target.kind,
                 study.tasks[target.task].metric,
-                mask[:, place],
+                labelled_rows[:, place],
                 labels,
                 predicted,
                 predictions(baselines[target.task].outputs[split], target, slice(0, target.outputs)),

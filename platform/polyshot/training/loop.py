@@ -75,6 +75,7 @@ class TrainingRun:
         self._train = prepared.train.to(self.device)
         self._validation = prepared.validation.to(self.device)
         self._targets = prepared.targets
+        self._labels = prepared.labels
 
         self.model = build_model(study, self._train.features.shape[1], prepared.targets).to(self.device)
         self._losses = TaskLosses(study, prepared.targets, self.model.layout)
@@ -87,7 +88,7 @@ class TrainingRun:
         self._task_rates = TaskRates(
             [(rows, factor) for task, factor in enumerate(factors) for rows in self.model.task_parameters(task)]
         )
-        self._sampler = build_sampler(study, self._train.mask)
+        self._sampler = build_sampler(study, self._labels.labelled(self._train.mask))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._settings.precision == "float16")
         self._forward: nn.Module = self.model
         if isinstance(self.balancer, LossBalancer):  # others see to their gradients of several workers themselves
@@ -142,16 +143,16 @@ class TrainingRun:
         """One pass over the training rows; returns the weighted mean loss."""
         data, world = self._train, self.world
         self._forward.train()
-        loss_sums = torch.zeros(data.targets.shape[1], device=self.device)
-        label_counts = torch.zeros(data.targets.shape[1], dtype=torch.long, device=self.device)
+        loss_sums = torch.zeros(len(self._targets), device=self.device)
+        label_counts = torch.zeros(len(self._targets), dtype=torch.long, device=self.device)
         steps = self._sampler.steps
         with self._seeded(number):
             for step, batch in enumerate(self._sampler.epoch(number), (number - 1) * steps):
                 mine, known = world.share(batch.rows), data.mask.index_select(0, batch.rows)
                 if batch.counts is not None:
-                    known &= batch.counts
+                    known &= self._labels.repeated(batch.counts)
                 features, labels = data.features.index_select(0, mine), data.targets.index_select(0, mine)
-                labelled = known.sum(0)
+                labelled = self._labels.totals(known.sum(0))
                 label_counts += labelled
                 mean = labelled.clamp(min=1).reciprocal()
                 with self._autocast():
@@ -183,7 +184,8 @@ class TrainingRun:
         """The weighted loss, which means the same for every balancer, and the tasks' metrics on the validation rows."""
         data = self._validation
         outputs = self.outputs(data)
-        losses = self._losses(outputs, data.targets, data.mask) / data.mask.sum(0).clamp_(min=1)
+        counts = self._labels.totals(data.mask.sum(0))
+        losses = self._losses(outputs, data.targets, data.mask) / counts.clamp_(min=1)
         metrics = evaluate(
             outputs.cpu().numpy(),
             data.targets.cpu().numpy(),

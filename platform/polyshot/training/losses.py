@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from polyshot.data.labels import LabelLayout
 from polyshot.data.targets import Target
 from polyshot.models.heads import HeadLayout
 from polyshot.study import Study
@@ -20,14 +21,17 @@ def _multiclass(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(outputs, labels[:, 0].long(), reduction="none").unsqueeze(1)
 
 
-# Of tasks with one output: [B, t] and [B, t] -> [B, t].
+# Of tasks with one output per label: [B, l] and [B, l] -> [B, l].
 _ELEMENTWISE: dict[tuple[str, str], RowLosses] = {
     ("regression", "mse"): lambda outputs, labels: (outputs - labels).square(),
     ("regression", "mae"): lambda outputs, labels: (outputs - labels).abs(),
     ("regression", "huber"): lambda outputs, labels: F.smooth_l1_loss(outputs, labels, reduction="none"),
-    ("binary", "cross_entropy"): lambda outputs, labels: F.binary_cross_entropy_with_logits(
-        outputs, labels, reduction="none"
-    ),
+    **{
+        (kind, "cross_entropy"): lambda outputs, labels: F.binary_cross_entropy_with_logits(
+            outputs, labels, reduction="none"
+        )
+        for kind in ("binary", "multilabel")
+    },
 }
 
 
@@ -36,26 +40,37 @@ class TaskLosses:
 
     def __init__(self, study: Study, targets: Sequence[Target], layout: HeadLayout):
         # Labels are put in the order of the outputs, in which tasks of one kind stand side by side.
-        order = sorted(range(len(targets)), key=lambda task: layout.columns[task].start)
-        self._order = None if order == sorted(order) else torch.tensor(order)
+        labels = LabelLayout.of(targets)
+        tasks = sorted(range(len(targets)), key=lambda task: layout.columns[task].start)
+        in_order = tasks == sorted(tasks)
+        self._tasks = None if in_order else torch.tensor(tasks)
+        self._labels = None if in_order else torch.tensor(labels.places(tasks))
+        sizes = [len(targets[task].columns) for task in tasks]
+        self._sizes = None if labels.one_each else sizes
         self._groups: list[tuple[RowLosses, slice, slice]] = []  # loss, columns of the outputs, columns of the labels
-        before: tuple[str, str] | None = None
-        for place, task in enumerate(order):
+        before, end = None, 0
+        for task, size in zip(tasks, sizes, strict=True):
             kind, columns = (targets[task].kind, study.tasks[targets[task].task].loss), layout.columns[task]
+            start, end = end, end + size
             if kind == before and kind in _ELEMENTWISE:
                 loss, first_columns, first_labels = self._groups.pop()
-                group = (loss, slice(first_columns.start, columns.stop), slice(first_labels.start, place + 1))
+                group = (loss, slice(first_columns.start, columns.stop), slice(first_labels.start, end))
             else:
-                group = (_ELEMENTWISE.get(kind, _multiclass), columns, slice(place, place + 1))
+                group = (_ELEMENTWISE.get(kind, _multiclass), columns, slice(start, end))
             self._groups.append(group)
             before = kind
 
     def __call__(self, outputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """`outputs` [B, O], `labels` and `mask` [B, T] → sums of losses [T]."""
-        if self._order is not None:
-            self._order = self._order.to(labels.device)
-            labels, mask = labels.index_select(1, self._order), mask.index_select(1, self._order)
-        parts = [loss(outputs[:, columns], labels[:, tasks]) for loss, columns, tasks in self._groups]
+        """`outputs` [B, O], `labels` and `mask` [B, L] → sums of losses [T]."""
+        if self._labels is not None:
+            self._labels = self._labels.to(labels.device)
+            labels, mask = labels.index_select(1, self._labels), mask.index_select(1, self._labels)
+        parts = [loss(outputs[:, columns], labels[:, own]) for loss, columns, own in self._groups]
         losses = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        sums = (losses * mask).sum(0)
-        return sums if self._order is None else torch.zeros_like(sums).index_copy(0, self._order, sums)
+        sums = (losses * mask).sum(0)  # [L]
+        if self._sizes is not None:
+            sums = torch.stack([own.sum() for own in sums.split(self._sizes)])  # [T]
+        if self._tasks is None:
+            return sums
+        self._tasks = self._tasks.to(sums.device)
+        return torch.zeros_like(sums).index_copy(0, self._tasks, sums)

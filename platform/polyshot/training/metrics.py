@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from polyshot.data.labels import LabelLayout
 from polyshot.data.targets import Target
 from polyshot.models.heads import HeadLayout
 from polyshot.study import Study
@@ -94,6 +95,22 @@ def _log_loss(labels: Array, probabilities: Array) -> float:
     return float(-np.mean(np.log(np.clip(of_label, np.finfo(np.float64).eps, 1))))
 
 
+# --- several labels: labels [N, K] of 0 and 1, NaN where missing, and probabilities of 1 [N, K] ----------------------
+
+
+def _macro(metric: Metric) -> Metric:
+    """The mean over labels of a binary metric; a label whose known rows do not define it is left out."""
+
+    def over_labels(labels: Array, scores: Array) -> float:
+        known = ~np.isnan(labels)
+        columns = zip(labels.T, scores.T, known.T, strict=True)
+        values = [metric(own[rows], of_label[rows]) for own, of_label, rows in columns if rows.any()]
+        defined = [value for value in values if not math.isnan(value)]
+        return float(np.mean(defined)) if defined else math.nan
+
+    return over_labels
+
+
 # By kind: (labels, predictions as `predictions` gives them) -> metric; NaN where the labels do not define it.
 METRICS: dict[str, dict[str, Metric]] = {
     "regression": {"rmse": _rmse, "mae": _mae, "r2": _r2},
@@ -112,15 +129,20 @@ METRICS: dict[str, dict[str, Metric]] = {
         "log_loss": _log_loss,
     },
 }
+METRICS["multilabel"] = {name: _macro(metric) for name, metric in METRICS["binary"].items()}
 
 
 def predictions(outputs: Array, target: Target, columns: slice) -> Array:
-    """A task's predictions from the stacked outputs [N, O]: own units [N], P(positive) [N], or probabilities [N, C]."""
+    """A task's predictions from the stacked outputs [N, O].
+
+    Own units [N], P(positive) [N], probabilities [N, C] of classes or [N, K] of labels.
+    """
     own = outputs[:, columns].astype(np.float64)
     if target.kind == "regression":
         return target.decode(own[:, 0])
-    if target.kind == "binary":
-        return 1 / (1 + np.exp(-np.clip(own[:, 0], -500, 500)))
+    if target.kind in ("binary", "multilabel"):
+        positive = 1 / (1 + np.exp(-np.clip(own, -500, 500)))
+        return positive[:, 0] if target.kind == "binary" else positive
     exponentials = np.exp(own - own.max(1, keepdims=True))
     return exponentials / exponentials.sum(1, keepdims=True)
 
@@ -128,13 +150,17 @@ def predictions(outputs: Array, target: Target, columns: slice) -> Array:
 def labelled(
     outputs: Array, labels: Array, mask: NDArray[np.bool_], targets: Sequence[Target], layout: HeadLayout
 ) -> Iterator[tuple[Target, Array, Array]]:
-    """Of each task, the labels [n] that are there and the predictions for their rows, as its metrics take them."""
-    for index, target in enumerate(targets):
-        present = mask[:, index]
-        known = labels[present, index].astype(np.float64)
+    """Of each task, the labels [n] of the rows that have one and the predictions for these, as its metrics take them.
+
+    Of a multilabel task, labels are [n, K] with NaN where one is missing.
+    """
+    for target, own, columns in zip(targets, LabelLayout.of(targets).columns, layout.columns, strict=True):
+        present = mask[:, own].any(1)
+        known = labels[present, own].astype(np.float64)
+        known = np.where(mask[present, own], known, np.nan) if target.kind == "multilabel" else known[:, 0]
         if target.kind == "regression":
             known = target.decode(known)
-        yield target, known, predictions(outputs[present], target, layout.columns[index])
+        yield target, known, predictions(outputs[present], target, columns)
 
 
 def evaluate(
@@ -145,7 +171,7 @@ def evaluate(
     layout: HeadLayout,
     study: Study | None = None,
 ) -> dict[str, float]:
-    """Metrics as `task/metric` of outputs [N, O] against labels and mask [N, T].
+    """Metrics as `task/metric` of outputs [N, O] against labels and mask [N, L].
 
     With `study`, each task's chosen metric only (as after every epoch); otherwise all that its kind has. A metric that
     the labels do not define (ROC-AUC with one class present) is NaN.

@@ -219,7 +219,7 @@ class DynamicSampler(TaskSampler):
 
 
 def build_sampler(study: Study, mask: Tensor) -> Sampler:
-    """The study's `training.sampling` for training rows with the labels `mask` [N, T]."""
+    """The study's `training.sampling` for training rows that have labels of the tasks in `mask` [N, T]."""
     seed, batch_size = study.seed, study.training.batch_size
     sizes = [task.batch_size or batch_size for task in study.tasks.values()]
     match study.training.sampling:

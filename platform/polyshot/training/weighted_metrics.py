@@ -27,7 +27,7 @@ def weighted_metric(kind: str, metric: str, labels: Array, predicted: Array, cou
     if form is None:
         plain = METRICS[kind][metric]
         times = counts.T.astype(np.int64)
-        return np.array([plain(labels.repeat(of_row), predicted.repeat(of_row, axis=0)) for of_row in times])
+        return np.array([plain(labels.repeat(of_row, axis=0), predicted.repeat(of_row, axis=0)) for of_row in times])
     with np.errstate(divide="ignore", invalid="ignore"):
         return form(labels, predicted, counts)
 
@@ -113,6 +113,24 @@ def _macro_f1(labels: Array, scores: Array, counts: Counts) -> Array:
     return _f1(labels, decided, counts, np.union1d(labels, decided))
 
 
+# --- several labels --------------------------------------------------------------------------------------------------
+
+
+def _macro(form: Callable[[Array, Array, Counts], Array]) -> Callable[[Array, Array, Counts], Array]:
+    """The mean over labels of a binary metric, of those labels that a resample defines it for."""
+
+    def over_labels(labels: Array, scores: Array, counts: Counts) -> Array:
+        of_labels = np.full((labels.shape[1], counts.shape[1]), np.nan)
+        for values, own, of_label in zip(of_labels, labels.T, scores.T, strict=True):
+            known = ~np.isnan(own)
+            there = counts[known].any(0)
+            values[there] = form(own[known], of_label[known], counts[known][:, there])
+        defined = np.isfinite(of_labels)
+        return np.where(defined, of_labels, 0).sum(0) / defined.sum(0)
+
+    return over_labels
+
+
 _FORMS: dict[tuple[str, str], Callable[[Array, Array, Counts], Array]] = {
     ("regression", "rmse"): lambda labels, predicted, counts: np.sqrt(_mean((labels - predicted) ** 2, counts)),
     ("regression", "mae"): lambda labels, predicted, counts: _mean(np.abs(labels - predicted), counts),
@@ -130,3 +148,4 @@ _FORMS: dict[tuple[str, str], Callable[[Array, Array, Counts], Array]] = {
     ("multiclass", "f1"): _macro_f1,
     ("multiclass", "log_loss"): _log_loss,
 }
+_FORMS |= {("multilabel", metric): _macro(form) for (kind, metric), form in _FORMS.items() if kind == "binary"}

@@ -21,8 +21,9 @@ def check(study: Study, *, with_data: bool = False) -> list[str]:
         sizes = {split: len(getattr(prepared, split).features) for split in ("train", "validation", "test")}
         words.append("rows: " + ", ".join(f"{rows} {split}" for split, rows in sizes.items()))
         words.append(f"features: {len(prepared.features.names)} from {len(prepared.features.columns)} columns")
-        for index, target in enumerate(prepared.targets):
-            words.append(f"task {target.task}: {int(prepared.train.mask[:, index].sum())} labels for training")
+        counts = prepared.labels.totals(prepared.train.mask.sum(0)).tolist()
+        for target, count in zip(prepared.targets, counts, strict=True):
+            words.append(f"task {target.task}: {count} labels for training")
         words.extend(prepared.notes)
     return words
 
