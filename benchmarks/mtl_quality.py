@@ -3,24 +3,26 @@
     uv run python benchmarks/mtl_quality.py star
     uv run python benchmarks/mtl_quality.py synthetic
     POLYSHOT_DATA=/path/to/data uv run python benchmarks/mtl_quality.py school
-    POLYSHOT_DATA=/path/to/data uv run --with rdkit python benchmarks/mtl_quality.py tox21
+    POLYSHOT_DATA=/path/to/data uv run --with rdkit python benchmarks/mtl_quality.py tox21 --save tox21.json
 
 Every contender sees the same features of the same rows, and is trained several times, each time on another split with
 another seed. What has settings to choose (ridge's penalty, a network's width and decay) has them chosen on the
 validation rows of each split; so has the line "chosen on validation", which takes the scheme and balancer that did best
 there. Test rows are used for the figures in the table and for nothing else. Figures are means over seeds ± their
-standard deviation.
+standard deviation, printed as a Markdown table. With `--save`, each result is kept as soon as it is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import data_mmoe
@@ -35,6 +37,7 @@ from sklearn.metrics import roc_auc_score
 from timing import machine
 
 from polyshot.data.prepare import Examples, Prepared, prepare
+from polyshot.run_folder import write_json
 from polyshot.study import Study
 from polyshot.training.loop import TrainingRun
 from polyshot.training.metrics import labelled
@@ -388,24 +391,60 @@ def contenders(problem: Problem) -> dict[str, Callable[[Study, Prepared], list[O
     )
 
 
-def measured(problem: Problem, seeds: int) -> dict[str, list[Scores]]:
-    """The test scores of each contender, one for each seed."""
+@dataclass(frozen=True)
+class Result:
+    """One contender with one seed: what it was chosen by, and the columns of the table."""
+
+    validation: float
+    test: Scores
+
+
+class Kept:
+    """The results so far, in a file where there is one: those that stand in it are not measured again."""
+
+    def __init__(self, path: Path | None):
+        self._path = path
+        self._results: dict[str, Any] = json.loads(path.read_text("utf-8")) if path and path.exists() else {}
+
+    def get(self, key: str) -> Result | None:
+        return Result(**self._results[key]) if key in self._results else None
+
+    def add(self, key: str, result: Result) -> None:
+        self._results[key] = asdict(result)
+        if self._path:
+            write_json(self._path, self._results)
+
+
+def measured(problem: Problem, options: argparse.Namespace, kept: Kept, words: str) -> dict[str, list[Scores]]:
+    """The test scores of each contender, one for each seed. `words` name the problem among the kept results."""
     results: dict[str, list[Scores]] = {}
-    for seed in range(seeds):
+    for seed in range(options.seeds):
         study = problem.study(seed)
+        if options.epochs:
+            study = study.with_values({"training.epochs": options.epochs})
         prepared = prepare(study, problem.table)
-        labels = labels_of(prepared, prepared.test)
-        together = []
+        labels = [labels_of(prepared, examples) for examples in (prepared.validation, prepared.test)]
+        together: list[Result] = []
         for name, outcomes in contenders(problem).items():
-            started = time.process_time()
-            outcome = problem.chosen(prepared, outcomes(study, prepared))
+            if options.only and not any(part in name for part in options.only):
+                continue
+            key, started = f"{words}/{seed}/{options.epochs or 'all'} epochs/{name}", time.process_time()
+            result = kept.get(key)
+            if result is None:
+                outcome = problem.chosen(prepared, outcomes(study, prepared))
+                validation, test = (
+                    problem.scores(*parts) for parts in zip(labels, (outcome.validation, outcome.test), strict=True)
+                )
+                result = Result(next(iter(validation.values())), test)
+                kept.add(key, result)
             if name in problem.networks:
-                together.append(outcome)
-            results.setdefault(name, []).append(problem.scores(labels, outcome.test))
-            words = ", ".join(f"{column} {value:.4g}" for column, value in results[name][-1].items())
-            print(f"seed {seed}, {name}: {words} ({time.process_time() - started:.0f} CPU s)", flush=True)
-        best = problem.scores(labels, problem.chosen(prepared, together).test)
-        results.setdefault("multi-task, chosen on validation", []).append(best)
+                together.append(result)
+            results.setdefault(name, []).append(result.test)
+            shown = ", ".join(f"{column} {value:.4g}" for column, value in result.test.items())
+            print(f"seed {seed}, {name}: {shown} ({time.process_time() - started:.0f} CPU s)", flush=True)
+        if together:
+            best = (min if problem.lower_is_better else max)(together, key=lambda result: result.validation)
+            results.setdefault("multi-task, chosen on validation", []).append(best.test)
     return results
 
 
@@ -426,18 +465,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problem", choices=["star", "school", "tox21", "synthetic"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--save", type=Path, help="A file of results: the same command goes on where it was stopped.")
+    parser.add_argument("--only", nargs="*", help="Contenders, by a part of their names.")
+    parser.add_argument("--epochs", type=int, help="Of every network, to try the benchmark out.")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
+    kept = Kept(options.save)
     if options.problem == "synthetic":
-        by_correlation = [measured(Synthetic(correlation), options.seeds) for correlation in (1.0, 0.5, 0.0)]
+        by_correlation = [
+            measured(Synthetic(correlation), options, kept, f"synthetic {correlation:g}")
+            for correlation in (1.0, 0.5, 0.0)
+        ]
         results = {
             name: [dict(pair for part in parts for pair in part.items()) for parts in zip(*scores, strict=True)]
             for name, *scores in ((name, *(part[name] for part in by_correlation)) for name in by_correlation[0])
         }
     else:
         problem = {"star": Star, "school": School, "tox21": Tox21}[options.problem]()
-        results = measured(problem, options.seeds)
+        results = measured(problem, options, kept, options.problem)
     print(f"\n{options.problem}, {options.seeds} seeds; {machine()}\n\n{table(results)}")
 
 
