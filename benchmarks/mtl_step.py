@@ -29,7 +29,7 @@ from peers import mtl_step_libmtl, mtl_step_torchjd
 from timing import machine
 from torch import nn
 
-from polyshot.data.prepare import Examples, Prepared
+from polyshot.data.prepare import Examples, TrainingData
 from polyshot.data.targets import Target
 from polyshot.study import Study
 from polyshot.training.loop import TrainingRun
@@ -59,8 +59,7 @@ def ours(kind: str, features: torch.Tensor, labels: torch.Tensor, at: str | None
     )
     targets = [Target(name, "regression", name, mean=0.0, scale=1.0) for name in study.tasks]
     rows = Examples(features, labels, torch.ones(labels.shape, dtype=torch.bool))
-    prepared = Prepared(rows, rows, rows, features=None, targets=targets, rows={}, notes=[], example=None)  # type: ignore[arg-type]
-    run = TrainingRun(study, prepared)
+    run = TrainingRun(study, TrainingData(rows, rows, targets))
     return lambda: run._train_epoch(1)
 
 

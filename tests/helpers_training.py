@@ -67,7 +67,8 @@ def make_prepared(
     splits = [
         Examples(*parts) for parts in zip(*(table.split(rows) for table in (features, encoded, known)), strict=True)
     ]
-    return Prepared(*splits, features=None, targets=targets, rows={}, notes=[], example=None)  # type: ignore[arg-type]
+    train, validation, test = splits
+    return Prepared(train, validation, targets, test, features=None, rows={}, notes=[], example=None)  # type: ignore[arg-type]
 
 
 class LinearEncoder(nn.Module):

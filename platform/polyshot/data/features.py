@@ -9,14 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.compose import ColumnTransformer
-from sklearn.impute import MissingIndicator, SimpleImputer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from polyshot.data.columns import (
     as_booleans,
@@ -31,6 +28,9 @@ from polyshot.data.columns import (
 )
 from polyshot.errors import DataError, RunError, did_you_mean
 from polyshot.study import ColumnKind, Study
+
+if TYPE_CHECKING:
+    from sklearn.compose import ColumnTransformer
 
 MAX_CATEGORIES = 64  # outputs of one categorical column; the rarest beyond share one
 MANY_TEXTS = 20  # texts that may all be distinct: beyond, a column of mostly distinct texts is left out
@@ -251,6 +251,12 @@ def _date_parts(dates: pd.Series) -> dict[str, NDArray[np.float64]]:
 def _transformer(inputs: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> ColumnTransformer:
     def of(*wanted: ColumnKind) -> list[str]:
         return [key for key in inputs.columns if list(kinds.values())[_position(key)] in wanted]
+
+    # Here, because training needs none of it: workers, who are sent tensors, start in two thirds of the time.
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import MissingIndicator, SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
     # Of a date's parts one tells whether it is missing.
     may_be_missing = [key for key in of("numeric", "boolean", "date") if key.partition(" ")[2] in ("", DATE_PARTS[0])]

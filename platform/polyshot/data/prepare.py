@@ -48,31 +48,43 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A study's data, ready to train on.
+class TrainingData:
+    """What a training reads, and all that a worker is sent: tensors, and not what they were made by.
 
     Attributes:
         targets: [T], in the order of the study's tasks.
+    """
+
+    train: Examples
+    validation: Examples
+    targets: list[Target]
+
+    @property
+    def labels(self) -> LabelLayout:
+        """Which columns of labels and masks belong to which task."""
+        return LabelLayout.of(self.targets)
+
+
+@dataclass(frozen=True)
+class Prepared(TrainingData):
+    """A study's data, ready to train on and to judge by.
+
+    Attributes:
         rows: positions in the table of each split's rows.
         example: the first training rows as they stand in the table, used columns only.
         notes: what the user should know and need not mend, a sentence each (columns left out, classes never seen).
         groups: the group of each of a split's rows where the study has `data.group`; else empty.
     """
 
-    train: Examples
-    validation: Examples
     test: Examples
     features: Features
-    targets: list[Target]
     rows: dict[str, Rows]
     example: pd.DataFrame
     notes: list[str]
     groups: dict[str, Rows] = field(default_factory=dict)
 
-    @property
-    def labels(self) -> LabelLayout:
-        """Which columns of labels and masks belong to which task."""
-        return LabelLayout.of(self.targets)
+    def for_training(self) -> TrainingData:
+        return TrainingData(self.train, self.validation, self.targets)
 
     def for_task(self, task: str) -> Prepared:
         """The same splits and features with one task, and the rows that have its label, as when it is learnt alone."""
@@ -139,7 +151,7 @@ def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
         _, group_of_row = groups_of_rows(table, study.data.group)
         groups = {split: group_of_row[rows[split]] for split in SPLITS}
     return Prepared(
-        train, validation, test, features, targets, rows, example, [*tables.notes, *features.notes, *notes], groups
+        train, validation, targets, test, features, rows, example, [*tables.notes, *features.notes, *notes], groups
     )
 
 

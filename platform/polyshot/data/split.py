@@ -117,16 +117,16 @@ def _shares(sizes: Rows, total: int, kept: int) -> Rows:
 def _require_labels(table: pd.DataFrame, study: Study, rows: dict[str, Rows]) -> None:
     for name, columns in study.targets.items():
         require_columns(table, columns, f"tasks.{name}")
-        labelled = table[columns].notna().to_numpy()
+        labelled = np.asarray(table[columns].notna())
         for column, known in zip(columns, labelled.T, strict=True):
             if not known.any():
                 rest = "remove the task" if len(columns) == 1 else f"take it out of tasks.{name}.target"
                 raise DataError(
                     f"tasks.{name}: the target column '{column}' is empty in every row; give it labels or {rest}"
                 )
-        known = labelled.any(1)
+        has_label = np.asarray(labelled.any(1))
         for split in SPLITS:
-            if not known[rows[split]].any():
+            if not has_label[rows[split]].any():
                 raise DataError(
                     f"tasks.{name}: no row of the {WORDS[split]} split has a label ('{columns[0]}' is known in "
                     f"{counted(int(labelled[:, 0].sum()), 'row')} of {len(table)}); change data.split.seed or the "

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pandas as pd
 import torch
 
-from polyshot.data.prepare import Prepared, prepare
+from polyshot.data.prepare import TrainingData, prepare
 from polyshot.searching.objective import Objective
 from polyshot.study import Study
 from polyshot.training.loop import Epoch, TrainingRun
@@ -61,12 +61,12 @@ class MultiTaskLearning:
 
     Attributes:
         base: the study that is searched.
-        prepared: its data.
+        data: its data.
         table: the rows, where the caller gave them in place of `data.source`.
     """
 
     base: Study
-    prepared: Prepared
+    data: TrainingData
     table: pd.DataFrame | None
     objective: Objective
 
@@ -74,19 +74,22 @@ class MultiTaskLearning:
         return study.training.epochs
 
     def begin(self, study: Study) -> TrainingRun:
-        return TrainingRun(study, self.prepared_for(study))
+        return TrainingRun(study, self._data_for(study))
 
     def train_distributed(self, study: Study, folder: Path, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
         from polyshot.training.distributed import train_distributed  # most searches do without Ray Train
 
-        return train_distributed(study, self.prepared_for(study), folder, on_epoch=on_epoch)
+        return train_distributed(study, self._data_for(study), folder, on_epoch=on_epoch)
 
-    def prepared_for(self, study: Study) -> Prepared:
+    def _data_for(self, study: Study) -> TrainingData:
         """The data of the base, or a trial's own where its values change what is prepared."""
+        return self.data if have_same_data(study, self.base) else prepare(study, self.table)
 
-        def targets(of: Study) -> list[dict[str, Any]]:
-            return [task.model_dump(exclude={"weight", "loss", "metric"}) for task in of.tasks.values()]
 
-        if study.data == self.base.data and targets(study) == targets(self.base):
-            return self.prepared
-        return prepare(study, self.table)
+def have_same_data(one: Study, other: Study) -> bool:
+    """Whether what is prepared for one study serves the other one, too."""
+
+    def targets(of: Study) -> list[dict[str, Any]]:
+        return [task.model_dump(exclude={"weight", "loss", "metric"}) for task in of.tasks.values()]
+
+    return one.data == other.data and targets(one) == targets(other)

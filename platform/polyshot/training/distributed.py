@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from polyshot.data.prepare import Prepared
+from polyshot.data.prepare import TrainingData
 from polyshot.errors import PolyshotError, ResourceError, RunError
 from polyshot.models.multitask import build_model
 from polyshot.run_folder import write_json
@@ -38,7 +38,7 @@ _POLL_SECONDS = 0.2
 
 
 def train_distributed(
-    study: Study, prepared: Prepared, folder: Path, *, on_epoch: Callable[[Epoch], None]
+    study: Study, prepared: TrainingData, folder: Path, *, on_epoch: Callable[[Epoch], None]
 ) -> dict[str, Any]:
     """Train with `scale.workers` workers; returns the state for `TrainingRun.load_state_dict`, its tensors on the CPU.
 

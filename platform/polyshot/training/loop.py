@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from polyshot.balancing import LossBalancer, build_balancer
 from polyshot.balancing.backward import build_backward
-from polyshot.data.prepare import Examples, Prepared
+from polyshot.data.prepare import Examples, TrainingData
 from polyshot.errors import PolyshotError, ResourceError
 from polyshot.models.multitask import build_model
 from polyshot.seeds import derive_seed
@@ -60,7 +60,7 @@ class TrainingRun:
     def __init__(
         self,
         study: Study,
-        prepared: Prepared,
+        data: TrainingData,
         *,
         device: torch.device | None = None,
         world: World | None = None,
@@ -72,13 +72,13 @@ class TrainingRun:
         self.device = device or choose_device(study)
         self._settings = study.training
         check_precision(study, self.device.type)
-        self._train = prepared.train.to(self.device)
-        self._validation = prepared.validation.to(self.device)
-        self._targets = prepared.targets
-        self._labels = prepared.labels
+        self._train = data.train.to(self.device)
+        self._validation = data.validation.to(self.device)
+        self._targets = data.targets
+        self._labels = data.labels
 
-        self.model = build_model(study, self._train.features.shape[1], prepared.targets).to(self.device)
-        self._losses = TaskLosses(study, prepared.targets, self.model.layout)
+        self.model = build_model(study, self._train.features.shape[1], data.targets).to(self.device)
+        self._losses = TaskLosses(study, data.targets, self.model.layout)
         self._task_weights = torch.tensor(list(study.task_weights.values()), device=self.device)
         self.balancer = build_balancer(study).to(self.device)
         self._optimiser = build_optimiser(

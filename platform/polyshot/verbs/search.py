@@ -26,7 +26,7 @@ from polyshot.searching.record import log_baseline_once
 from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
-from polyshot.searching.subject import MultiTaskLearning
+from polyshot.searching.subject import MultiTaskLearning, have_same_data
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.study import Study
 from polyshot.tracking.store import resolve
@@ -128,11 +128,11 @@ class _Search:
         recording: Recording,
         progress: Progress,
     ):
-        self.study = study
+        self.study, self.table, self.prepared = study, table, prepared
         self.folder, self.parent, self.tracker = recording.folder, recording.run, recording.tracker
         self.progress = progress
         self.baselines = self._train_baselines(study, prepared)
-        self.subject = MultiTaskLearning(study, prepared, table, Objective.of(study, self.baselines))
+        self.subject = MultiTaskLearning(study, prepared.for_training(), table, Objective.of(study, self.baselines))
         self.sweep = Sweep(study, self.subject, self.folder, self.tracker, self.parent, progress)
         for task, baseline in self.baselines.items():
             self._log_baseline(f"baseline-{task}", study.single_task(task), baseline)
@@ -141,7 +141,7 @@ class _Search:
         """Evaluate the best trial's model, save it and log it; returns what the result file holds."""
         best = self.sweep.best()
         study = self.study.with_values(best.user_attrs[VALUES])
-        prepared = self.subject.prepared_for(study)
+        prepared = self.prepared if have_same_data(study, self.study) else prepare(study, self.table)
         use_threads(study, prepared)
         run = self.subject.begin(study)
         self.sweep.restore(run, best)

@@ -166,7 +166,7 @@ def _fit(run: TrainingRun, prepared: Prepared, folder: Path, parent: Run, progre
     else:
         from polyshot.training.distributed import train_distributed
 
-        run.load_state_dict(train_distributed(run.study, prepared, folder, on_epoch=on_epoch))
+        run.load_state_dict(train_distributed(run.study, prepared.for_training(), folder, on_epoch=on_epoch))
     progress.finish(activity, f"best epoch {run.best.number}" if run.best else "")
 
 
