@@ -133,30 +133,42 @@ def toy_gradients(x: float, y: float) -> np.ndarray:
     return np.array(rows)
 
 
-def end_of_toy(balancer: GramianBalancer | None, start: tuple[float, float], steps: int) -> np.ndarray:
-    """Adam on balanced gradients (None: on their mean), at five times the published rate for a fifth of the steps."""
+def steps_to_the_front(balancer: GramianBalancer | None, start: tuple[float, float], most: int) -> int | None:
+    """Of Adam on balanced gradients (None: on their mean), at five times the published rate; None where `most` is few.
+
+    Adam's steps do not know whether gradients are summed or, as in the codes of the papers, averaged.
+    """
     point, mean, square = np.array(start), np.zeros(2), np.zeros(2)
-    for step in range(1, steps + 1):
+    for step in range(1, most + 1):
         jacobian = toy_gradients(*point.tolist())
         weights = np.array(EQUAL) if balancer is None else balancer.weights(jacobian @ jacobian.T, np.ones(2))
         gradient = weights @ jacobian
         mean += 0.1 * (gradient - mean)
         square += 0.001 * (gradient**2 - square)
         point -= 5e-3 * mean / (1 - 0.9**step) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
-    return point
-
-
-def reaches_the_front(end: np.ndarray) -> bool:
-    return abs(end[0]) <= 7.1 and -8.5 <= end[1] <= -8.1
+        if abs(point[0]) <= 7.1 and -8.5 <= point[1] <= -8.1:
+            return step
+    return None
 
 
 @pytest.mark.slow
-def test_plain_adam_is_held_up_in_the_ravines_of_the_toy():
-    reached = [reaches_the_front(end_of_toy(None, start, 20_000)) for start in STARTS]
+def test_plain_adam_is_held_up_in_the_ravine_that_one_start_of_the_toy_leads_to():
+    reached = [steps_to_the_front(None, start, 20_000) is not None for start in STARTS]
     assert reached == [True, True, False, True, True]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mgda", "imtl_g", "nash_mtl"])
-def test_balanced_gradients_reach_the_front_of_the_toy_from_every_start(name):
-    assert all(reaches_the_front(end_of_toy(METHODS[name](), start, 9_000)) for start in STARTS)
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("nash_mtl", 3_000),
+        ("mgda", 9_000),
+        ("imtl_g", 9_000),
+        ("upgrad", 11_000),
+        ("pcgrad", 14_000),
+        ("cagrad", 22_000),
+    ],
+)
+def test_balanced_gradients_reach_the_front_of_the_toy_from_every_start(name, most):
+    """In the order of their speed; the papers' 100,000 steps are 20,000 of these, which CAGrad (c = 0.5) needs."""
+    assert None not in [steps_to_the_front(METHODS[name](), start, most) for start in STARTS]
