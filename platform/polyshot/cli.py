@@ -99,6 +99,7 @@ def train(
     study_file: StudyFile,
     settings: Settings = None,
     baselines: Annotated[bool, typer.Option(help="Also train each task alone, for comparison.")] = True,
+    seeds: Annotated[int, typer.Option(help="Train with so many seeds, and report means and intervals over them.")] = 1,
     fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
@@ -107,7 +108,7 @@ def train(
     with _at_work(study, "train") as display:
         from polyshot.verbs.train import train as run_train
 
-        result = run_train(study, baselines=baselines, fresh=fresh, progress=display)
+        result = run_train(study, baselines=baselines, seeds=seeds, fresh=fresh, progress=display)
     if as_json:
         _print_json(
             {
@@ -115,6 +116,7 @@ def train(
                 "interval": list(result.interval),
                 "hurt": result.hurt,
                 "metrics": result.metrics.to_dict(orient="records"),
+                "seeds": None if result.seeds is None else result.seeds.to_dict(orient="records"),
                 "folder": str(result.folder),
                 "mlflow_run_id": result.mlflow_id,
             }
@@ -122,7 +124,7 @@ def train(
         return
     console = _console()
     _print_comparison(console, result.metrics)
-    _print_verdict(console, study, result)
+    _print_verdict(console, study, result, seeds)
     _print_next(console, study, result.folder)
 
 
@@ -443,14 +445,15 @@ def _percent(fraction: float) -> str:
     return "–" if fraction != fraction else f"{100 * fraction:+.2f} %"
 
 
-def _print_verdict(console: Console, study: Study, result: TrainResult | SearchResult) -> None:
+def _print_verdict(console: Console, study: Study, result: TrainResult | SearchResult, seeds: int = 1) -> None:
     """Δm, and of each task whether learning together helped or hurt it, or cannot be told from the test rows."""
     from polyshot.results import tasks_by_verdict
 
     if result.improvement != result.improvement:
         return
-    (low, high), drawn = result.interval, f"groups of '{study.data.group}'" if study.data.group else "rows"
-    interval = f" (95 % interval {_percent(low)} to {_percent(high)}, over test {drawn})" if low == low else ""
+    drawn = f"test groups of '{study.data.group}'" if study.data.group else "test rows"
+    drawn, (low, high) = f"{seeds} seeds" if seeds > 1 else drawn, result.interval
+    interval = f" (95 % interval {_percent(low)} to {_percent(high)}, over {drawn})" if low == low else ""
     console.print(f"\nΔm on test: {_percent(result.improvement)} over learning each task alone{interval}.")
     sentences = {
         "Better than alone": tasks_by_verdict(result.metrics, "helped")[::-1],

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
 
 from polyshot.study import Study
-from polyshot.training.bootstrap import Intervals, Verdict
+from polyshot.training.bootstrap import CONFIDENCE, Interval, Intervals, Verdict
 from polyshot.training.improvement import relative_improvement
 
 Metrics = Mapping[str, float]  # task/metric → value
 SPLITS = ("validation", "test")
+MODELS = ("single_task", "single_task_tuned", "multi_task")
 
 
 def comparison(
@@ -43,6 +48,51 @@ def comparison(
                 row |= {"low": interval.low, "high": interval.high, "verdict": interval.verdict}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def across_seeds(tables: Sequence[pd.DataFrame]) -> tuple[pd.DataFrame, dict[str, Intervals]]:
+    """Several seeds' tables of `comparison` as one: means over seeds, and intervals of the improvements by split.
+
+    An interval is Student's t interval of the mean improvement, the seeds being independent: mean ± t s / √S. It is
+    about training, initialisation and batches above all, on these very splits; a seed's own interval is about rows.
+
+    Returns:
+        The columns of `comparison`, and `first_seed`, the verdict that the first seed alone gives. Without single-task
+        models there is no interval.
+    """
+    first = tables[0]
+    table = first.copy()
+    numbers = [name for name in first if name in (*MODELS, "improvement")]
+    table[numbers] = np.mean([of_seed[numbers].to_numpy(dtype=np.float64) for of_seed in tables], axis=0)
+    if "verdict" not in first:
+        return table, {}
+    each = [t_interval(values) for values in np.transpose([t["improvement"].to_numpy(np.float64) for t in tables])]
+    table["low"], table["high"] = zip(*(interval.ends for interval in each), strict=True)
+    table["verdict"], table["first_seed"] = [interval.verdict for interval in each], first["verdict"]
+    intervals = {}
+    for split, rows in _rows(first):
+        tasks = {first.loc[row, "task"]: each[row] for row in rows}
+        intervals[split] = Intervals(tasks, t_interval([delta_m(of_seed, split) for of_seed in tables]))
+    return table, intervals
+
+
+def t_interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
+    """The 95 % interval of the mean of independent `values`; NaN where one is, or where there is one only."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
+    return Interval(float(np.mean(values)) - half, float(np.mean(values)) + half)
+
+
+def chosen_values(table: pd.DataFrame, model: str = "multi_task") -> dict[str, dict[str, float]]:
+    """A model's values in a table of `comparison`, by split and `task/metric`."""
+    names = table["task"] + "/" + table["metric"]
+    return {split: dict(zip(names[rows], table.loc[rows, model], strict=True)) for split, rows in _rows(table)}
+
+
+def _rows(table: pd.DataFrame) -> Iterator[tuple[str, pd.Index]]:
+    """The rows of each split."""
+    for split in SPLITS:
+        yield split, table.index[table["split"] == split]
 
 
 def tasks_by_verdict(table: pd.DataFrame, verdict: Verdict, split: str = "test") -> list[str]:

@@ -10,7 +10,7 @@ from polyshot.study import Study
 if TYPE_CHECKING:
     import pandas as pd
 
-_KINDS = ("train", "search", "trial", "baseline", "affinity", "meta", "adapt")
+_KINDS = ("train", "search", "trial", "baseline", "seed", "affinity", "meta", "adapt")
 
 
 def compare(
@@ -20,7 +20,7 @@ def compare(
 
     Args:
         study: a study, its file or its name (then looked up in `storage`).
-        kind: only runs of this kind: train, search, trial, baseline, affinity, meta or adapt.
+        kind: only runs of this kind: train, search, trial, baseline, seed, affinity, meta or adapt.
 
     Returns:
         One row per run: what it is, how it ended, its final metrics and the parameters that differ between runs.
