@@ -87,7 +87,7 @@ def _pretrained(study: Study, source: EpisodeSource, steps: int) -> Baseline:
     network = build_network(study, source.shape, source.outputs)
     rate = getattr(study.meta.learner, "rate", _FINE_TUNING_RATE)
     pooled = GradientLearner(network, source.objective, rate=rate, steps=0)
-    run = MetaRun(study, source, learner=pooled)
+    run = MetaRun(study.with_values({"meta.joint": None}), source, learner=pooled)
     for _ in run.iterations():
         pass
     return Baseline("pre-trained then fine-tuned", pooled, run.best_weights(), steps)

@@ -19,8 +19,9 @@ from polyshot import study as sections
 from polyshot.errors import ResourceError
 from polyshot.meta.engines import build_engine
 from polyshot.meta.engines.flat import FlatLayout
-from polyshot.meta.episodes import EpisodeSource, Split
+from polyshot.meta.episodes import Episodes, EpisodeSource, Split
 from polyshot.meta.evaluation import Scores, episode_batches, score
+from polyshot.meta.joint import JointTraining
 from polyshot.meta.learners import Learner, build_learner
 from polyshot.meta.networks import build_network
 from polyshot.meta.stacked import Weights
@@ -68,17 +69,23 @@ class MetaRun:
         self.world = world or World()
         self.device = device or choose_device(study)
         self._settings = study.meta
-        if study.meta.tasks_per_batch < self.world.size:
+        workers = max(self.world.size, study.scale.workers)  # said before they are started
+        if study.meta.tasks_per_batch < workers:
             raise ResourceError(
-                f"meta.tasks_per_batch: {study.meta.tasks_per_batch} tasks cannot be shared out to "
-                f"{self.world.size} workers; raise it, or lower scale.workers"
+                f"meta.tasks_per_batch: {study.meta.tasks_per_batch} tasks cannot be shared out to {workers} workers; "
+                "raise it, or lower scale.workers"
             )
         self.learner = learner or build_learner(
             self._settings.learner, build_network(study, source.shape, source.outputs), source.objective
         )
         weights = self.learner.weights() | (start or {})
         self.layout = FlatLayout.of(weights)
-        self._flat = nn.Parameter(self.layout.join(weights).to(self.device))
+        self._joint: JointTraining | None = None
+        if self._settings.joint is not None:
+            self._joint = JointTraining(study, source, self.learner, self.device)
+            weights |= self._joint.weights()
+        self._whole = FlatLayout.of(weights)  # begins as `layout`
+        self._flat = nn.Parameter(self._whole.join(weights).to(self.device))
         self._engine = build_engine(
             self.learner, self.layout, engine=self._settings.engine, compile=self._settings.compile, note=note
         )
@@ -86,7 +93,8 @@ class MetaRun:
         self._optimiser = AdamW(adam, [self._flat])
 
         self.iteration = 0
-        self._loss_sum = torch.zeros((), device=self.device)  # since the last look
+        losses = 2 if self._joint else 1
+        self._loss_sums = torch.zeros(losses, device=self.device)  # of all workers since the last look
         self._looked = time.perf_counter()
         self.history: list[Epoch] = []
         self.best: Epoch | None = None
@@ -124,17 +132,31 @@ class MetaRun:
         generator = torch.Generator().manual_seed(derive_seed(self.study.seed, "episodes", self.iteration))
         episodes = self.source.sample("train", settings.tasks_per_batch, generator, world.share).to(self.device)
         progress = self.iteration / settings.iterations
-        remaining = settings.iterations - self.iteration
-        loss, gradient = self._engine.gradient(self._flat, episodes, progress, remaining)
-        part = len(episodes) / settings.tasks_per_batch
-        gradient = world.sum(gradient * part)
+        parts = world.sum(self._gradient(episodes, progress))
+        gradient, losses = parts.split([len(self._flat), len(self._loss_sums)])
         if settings.clip_norm is not None:
-            gradient *= (settings.clip_norm / gradient.norm()).clamp(max=1)
+            gradient = gradient * (settings.clip_norm / gradient.norm()).clamp(max=1)
         self._flat.grad = gradient
         self._optimiser.learning_rate = self._learning_rate(progress)
         self._optimiser.step()
-        self._loss_sum += loss * part
+        self._loss_sums += losses
         self.iteration += 1
+
+    def _gradient(self, episodes: Episodes, progress: float) -> Tensor:
+        """This worker's part of the gradient, then of the losses: [P + L]. The parts add up to the whole."""
+        settings = self._settings
+        meta_weights, heads = self._flat.detach().split([self.layout.size, self._whole.size - self.layout.size])
+        loss, gradient = self._engine.gradient(meta_weights, episodes, progress, settings.iterations - self.iteration)
+        # The means of the shares, by their sizes, add up to the mean of the batch.
+        share = len(episodes) / settings.tasks_per_batch
+        parts = torch.cat([gradient, torch.zeros_like(heads), loss.view(1)]) * share
+        if self._joint is None:
+            return parts
+        assert settings.joint is not None
+        joint_loss = self._joint.loss(self._whole.split(self._flat), self.iteration, self.world)
+        (joint_gradient,) = torch.autograd.grad(joint_loss, self._flat)
+        parts[: len(self._flat)] += settings.joint.weight * joint_gradient
+        return torch.cat([parts, joint_loss.detach().view(1)])
 
     def _learning_rate(self, progress: float) -> float:
         rate = self._settings.learning_rate
@@ -142,14 +164,16 @@ class MetaRun:
 
     def _look(self) -> Epoch:
         since = self.iteration - self._iterations_before()
-        loss = self.world.sum(self._loss_sum).item() / since
-        self._loss_sum.zero_()
+        losses = (self._loss_sums / since).tolist()
+        self._loss_sums.zero_()
         # All workers judge all tasks: they must agree on whether to go on.
-        scores = self._score(self.weights(), "validation", self._settings.validation_tasks, self.steps)
+        scores = self._score(
+            self._calibrated(self.weights()), "validation", self._settings.validation_tasks, self.steps
+        )
         values = self.world.from_first(torch.stack([scores.losses[-1].mean(), scores.metrics[-1].mean()]))
         validation_loss, metric = values.tolist()
         metrics = {
-            "train/loss": loss,
+            **dict(zip(("train/loss", "train/joint_loss"), losses, strict=False)),
             "learning_rate": self._optimiser.learning_rate,
             "val/loss": validation_loss,
             f"val/{self.source.name}/{self.source.objective.metric}": metric,
@@ -178,7 +202,7 @@ class MetaRun:
 
     def weights(self) -> Weights:
         """The meta-weights as they are now."""
-        return self.layout.split(self._flat.detach())
+        return self._learners(self._flat.detach())
 
     def best_weights(self) -> Weights:
         """The meta-weights that did best on the validation tasks.
@@ -191,7 +215,10 @@ class MetaRun:
                 "meta-training diverged: the loss is not a number; lower meta.learning_rate "
                 f"(now {self._settings.learning_rate:g}) or meta.learner.rate, or set meta.clip_norm"
             )
-        return self.layout.split(self._best_flat)
+        return self._learners(self._best_flat)
+
+    def _learners(self, flat: Tensor) -> Weights:
+        return self.layout.split(flat[: self.layout.size])
 
     def evaluate(self, split: Split, tasks: int, steps: int) -> Scores:
         """How the best weights do on tasks of a split, after each of `steps` steps."""
@@ -209,7 +236,7 @@ class MetaRun:
             "iteration": self.iteration,
             "weights": self._flat.detach(),
             "optimiser": self._optimiser.state_dict(),
-            "loss_sum": self._loss_sum,
+            "loss_sums": self._loss_sums,
             "history": [asdict(epoch) for epoch in self.history],
             "best_weights": self._best_flat,
         }
@@ -219,7 +246,7 @@ class MetaRun:
         with torch.no_grad():
             self._flat.copy_(state["weights"])
         self._optimiser.load_state_dict(state["optimiser"])
-        self._loss_sum = state["loss_sum"].to(self.device)
+        self._loss_sums = state["loss_sums"].to(self.device)
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best = next((epoch for epoch in reversed(self.history) if epoch.is_best), None)
         best = state["best_weights"]

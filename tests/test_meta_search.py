@@ -183,7 +183,7 @@ def test_a_trial_whose_process_died_goes_on_from_its_last_look(tmp_path: Path) -
         ({"search.spaces": ["task_weights", "optimisation"]}, "plays no part in meta-learning"),
         ({"search.space": {"meta.validate_every": {"low": 10, "high": 50}}}, "must be the same in all trials"),
         ({"search.objective": "episodes/rmse"}, "optimises sinusoid/mse"),
-        ({"scale.workers": 2}, "scale.workers"),
+        ({"scale.workers": 9}, "meta.tasks_per_batch"),
     ],
 )
 def test_what_a_search_of_meta_learning_cannot_do_is_told_before_it_starts(

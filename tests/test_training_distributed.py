@@ -190,7 +190,8 @@ def test_a_disk_that_takes_no_checkpoint_ends_the_run_with_that_fault(tmp_path):
     study = make_study({"training.checkpoint_seconds": 0.0})
     (tmp_path / "checkpoint.pt.previous").mkdir()
     save_checkpoint({}, tmp_path / "checkpoint.pt")  # the next one would have to go where the folder is
-    fault = lead(TrainingRun(study, make_prepared(study)), Meeting(tmp_path))
+    run = TrainingRun(study, make_prepared(study))
+    fault = lead(run, run.epochs(), Meeting(tmp_path))
     assert isinstance(fault, RunError)
     assert "checkpoint.pt: the checkpoint cannot be written" in str(fault)
     assert len((tmp_path / "epochs.jsonl").read_text().split()) > 0

@@ -21,6 +21,11 @@ class FlatLayout:
     def of(cls, weights: Weights) -> FlatLayout:
         return cls(tuple(weights), tuple(value.shape for value in weights.values()))
 
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(shape.numel() for shape in self.shapes)
+
     def join(self, weights: Weights) -> Tensor:
         """The weights as a vector [P]."""
         return torch.cat([weights[name].flatten() for name in self.names])

@@ -24,6 +24,7 @@ class Groups:
     """One of the study's tasks, learnt group by group. Groups that have no row beside their support are left out.
 
     Attributes:
+        pooled: the training rows with the labels of all of the study's `targets`, whatever their group.
         notes: how many groups were left out, where some were.
     """
 
@@ -41,6 +42,8 @@ class Groups:
                 f"meta.episodes.task: '{task}' is a multilabel task and adaptation is to one target; name a task of "
                 "another kind"
             )
+        self.targets = prepared.targets
+        self.pooled = prepared.train
         self.features: Features = prepared.features
         self.example = prepared.example
         self.shape = (prepared.train.features.shape[1],)

@@ -585,6 +585,9 @@ class Scale(Section):
     """Where and on how much a run trains."""
 
     workers: int = Field(1, ge=1, description="Data-parallel workers of one training run.")
+    min_workers: int | None = Field(
+        None, ge=1, description="Go on with so few where nodes are missing, and with all again when there is room."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where there is one.")
     threads: int | None = Field(
         None,
@@ -598,9 +601,11 @@ class Scale(Section):
     address: str | None = Field(None, description="A Ray cluster's address; by default RAY_ADDRESS, else embedded.")
 
     @model_validator(mode="after")
-    def _process_is_one_worker(self) -> Self:
+    def _workers_agree(self) -> Self:
         if self.engine == "process" and self.workers > 1:
             raise ValueError(f"engine 'process' has one worker, workers is {self.workers}; use engine 'ray' or 'auto'")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) is above workers ({self.workers}); lower it")
         return self
 
 
@@ -745,6 +750,12 @@ MetaLearner = Annotated[
 ]
 
 
+class Joint(Section):
+    """Multi-task training of the same encoder beside meta-training: all tasks of the study, with a head for each."""
+
+    weight: float = Field(0.3, gt=0, allow_inf_nan=False, description="Of the multi-task loss, added to the meta-loss.")
+
+
 EPISODES = "episodes"  # what `data` and `tasks` are called where episodes are made of no table
 
 
@@ -756,6 +767,11 @@ class Meta(Section):
     start: str | None = Field(
         None,
         description="A run of `polyshot train` on this table, with hard sharing: starts from its encoder.",
+    )
+    joint: Joint | None = Field(
+        None,
+        description="Also train the encoder on all of the study's tasks at once, on `training.batch_size` rows of the "
+        "training groups each time (episodes of kind `groups`).",
     )
     learner: MetaLearner = Field(default_factory=MAMLLearner)
     engine: Literal["auto", "vectorised", "learn2learn"] = Field(

@@ -1,8 +1,9 @@
-"""The training loop under Ray Train: data-parallel workers, and a run that outlives the death of any of them.
+"""Training under Ray Train: data-parallel workers, and a run that outlives the death of any of them.
 
-Called by the verbs, inside a Ray session of theirs, when a study asks for more workers than one process. The workers
-and the driver meet in the run's folder, which all nodes must see: checkpoints, finished epochs and the request to stop
-are files there, the checkpoint being the same one that a run without Ray writes and resumes. It logs nothing.
+Called by the verbs, inside a Ray session of theirs, when a study asks for more workers than one process. `distribute`
+does it for anything that trains in epochs, `train_distributed` for multi-task learning. The workers and the driver meet
+in the run's folder, which all nodes must see: checkpoints, finished epochs and the request to stop are files there, the
+checkpoint being the same one that a run without Ray writes and resumes. It logs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 import ray.train
@@ -37,10 +38,63 @@ CHECKPOINT = "checkpoint.pt"
 _POLL_SECONDS = 0.2
 
 
+class DistributedRun(Protocol):
+    """A training by the workers of `world`, which all see the same epochs and take the same decisions."""
+
+    study: Study
+    world: World
+    device: torch.device
+
+    @property
+    def finished(self) -> bool: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+Run = TypeVar("Run", bound=DistributedRun)
+
+
+@dataclass(frozen=True)
+class Work(Generic[Run]):
+    """What the workers are to do; it is pickled, and sent to each of them.
+
+    Attributes:
+        begin: (study, data, device, world) → a run that has not begun.
+        parts: goes on with a run from where it stands, in parts after each of which it can be stopped and its state
+            saved; gives the epoch that a part has ended, if it has.
+        data: what the run is made from, beside the study.
+    """
+
+    begin: Callable[[Study, Any, torch.device, World], Run]
+    parts: Callable[[Run], Iterator[Epoch | None]]
+    data: Any
+
+
 def train_distributed(
     study: Study, prepared: TrainingData, folder: Path, *, on_epoch: Callable[[Epoch], None]
 ) -> dict[str, Any]:
-    """Train with `scale.workers` workers; returns the state for `TrainingRun.load_state_dict`, its tensors on the CPU.
+    """Multi-task training with `scale.workers` workers; see `distribute`.
+
+    Raises:
+        PolyshotError: as `distribute`, and for a model that cannot be built.
+    """
+    check_precision(study, "cuda" if _use_gpu(study) else "cpu")
+    build_model(study, prepared.train.features.shape[1], prepared.targets)  # a model that cannot be built fails here
+    return distribute(study, Work(_multi_task, TrainingRun.epochs, prepared), folder, on_epoch=on_epoch)
+
+
+def _multi_task(study: Study, prepared: Prepared, device: torch.device, world: World) -> TrainingRun:
+    def wrap(model: nn.Module) -> nn.Module:
+        # Buffers are averaged by the loop, once an epoch.
+        return model if world.size == 1 else DistributedDataParallel(model, forward_sync_buffers=False)
+
+    return TrainingRun(study, prepared, device=device, world=world, wrap=wrap)
+
+
+def distribute(study: Study, work: Work[Any], folder: Path, *, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
+    """Do `work` with `scale.workers` workers; returns the run's state at its end, with its tensors on the CPU.
 
     Goes on from the checkpoint in `folder` where there is one: after the death of a worker by itself, at most
     `scale.max_failures` times, after that of the driver when it is called again.
@@ -48,22 +102,19 @@ def train_distributed(
     Args:
         folder: the run's, on a file system that all nodes share.
         on_epoch: called in the caller's thread with each epoch of the run once, in order, also over restarts. When it
-            raises, or Ctrl-C arrives, training stops after the epoch at hand and can be resumed.
+            raises, or Ctrl-C arrives, training stops after the part at hand and can be resumed.
 
     Raises:
         ResourceError: when the cluster cannot hold the workers; nothing has been started then.
         RunError: when a checkpoint cannot be written or read, or workers die more often than `scale.max_failures`.
     """
-    use_gpu = _use_gpu(study)
-    check_precision(study, "cuda" if use_gpu else "cpu")
     check_resources(study)
-    build_model(study, prepared.train.features.shape[1], prepared.targets)  # a model that cannot be built fails here
-
+    use_gpu = _use_gpu(study)
     meeting = Meeting(folder.resolve())
     meeting.path.mkdir(parents=True, exist_ok=True)
     meeting.stop.unlink(missing_ok=True)
     telling = _Telling(meeting, on_epoch)
-    job = {"study": study, "prepared": ray.put(prepared), "meeting": meeting, "use_gpu": use_gpu}
+    job = {"study": study, "work": ray.put(work), "meeting": meeting, "use_gpu": use_gpu}
     fit = _in_thread(_trainer(study, use_gpu, meeting.path, job).fit)
     try:
         while not fit.done():
@@ -153,19 +204,21 @@ def _parsed(lines: bytes) -> Iterator[Epoch]:
 
 
 def _trainer(study: Study, use_gpu: bool, folder: Path, job: dict[str, Any]) -> ray.train.torch.TorchTrainer:
+    scale = study.scale
+    workers = (scale.min_workers, scale.workers) if scale.min_workers else scale.workers
     return ray.train.torch.TorchTrainer(
         # Not as `train_loop_config`: the controller's process would have to import all that the job is made of.
         partial(_work, job),  # type: ignore[arg-type]  # Ray's annotation does not know of results
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=study.scale.workers,
+            num_workers=workers,  # type: ignore[arg-type]  # as for `run_config`: a range is not known to it
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": study.scale.threads or 1} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker={"CPU": scale.threads or 1} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # mypy sees the class of Ray Train's first version
             name="ray-train",
             storage_path=str(folder),
-            failure_config=ray.train.FailureConfig(max_failures=study.scale.max_failures),
+            failure_config=ray.train.FailureConfig(max_failures=scale.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
@@ -199,8 +252,8 @@ def outcome(fit: Future[ray.train.Result], study: Study) -> PolyshotError | None
         if deaths:
             return RunError(
                 f"a training worker died for the {study.scale.max_failures + 1}. time "
-                f"({str(deaths[0]).partition(chr(10))[0]}); give it more memory (a smaller training.batch_size, fewer "
-                "scale.workers) or raise scale.max_failures, and run the same command again to go on"
+                f"({str(deaths[0]).partition(chr(10))[0]}); give it more memory (smaller batches, fewer scale.workers) "
+                "or raise scale.max_failures, and run the same command again to go on"
             )
         raise
 
@@ -221,14 +274,16 @@ def check_resources(study: Study) -> None:
         ResourceError: when the nodes that are alive cannot hold the workers.
     """
     scale = study.scale
+    least = scale.min_workers or scale.workers
     needs = {"CPU": float(scale.threads or 1)} | ({"GPU": 1.0} if _use_gpu(study) else {})
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(int(min(node.get(name, 0.0) // amount for name, amount in needs.items())) for node in nodes)
-    if scale.workers > room:
+    if least > room:
         each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
+        key = "scale.min_workers" if scale.min_workers else "scale.workers"
         raise ResourceError(
-            f"scale.workers: {scale.workers} workers of {each} each were asked for and there is room for {room}; "
-            "lower scale.workers" + (" or scale.threads" if needs["CPU"] > 1 else "") + ", or join a larger cluster"
+            f"{key}: {least} workers of {each} each were asked for and there is room for {room}; "
+            f"lower {key}" + (" or scale.threads" if needs["CPU"] > 1 else "") + ", or join a larger cluster"
         )
 
 
@@ -244,31 +299,33 @@ def _work(job: dict[str, Any]) -> PolyshotError | None:
     device = ray.train.torch.get_device() if job["use_gpu"] else torch.device("cpu")
     torch.set_num_threads(study.scale.threads or 1)
 
-    def wrap(model: nn.Module) -> nn.Module:
-        # Buffers are averaged by the loop, once an epoch.
-        return model if world.size == 1 else DistributedDataParallel(model, forward_sync_buffers=False)
-
-    run = TrainingRun(study, ray.get(job["prepared"]), device=device, world=world, wrap=wrap)
+    work: Work[Any] = ray.get(job["work"])
+    run = work.begin(study, work.data, device, world)
     state = load_checkpoint(meeting.checkpoint, device)
     if state is not None:
         run.load_state_dict(state)
+    parts = work.parts(run)
     if world.rank == 0:
-        return lead(run, meeting)
-    _follow(run)
+        return lead(run, parts, meeting)
+    _follow(run, parts)
     return None
 
 
-def lead(run: TrainingRun, meeting: Meeting) -> PolyshotError | None:
-    """The first worker trains, keeps the records and says after each epoch whether all go on."""
+def lead(run: DistributedRun, parts: Iterator[Epoch | None], meeting: Meeting) -> PolyshotError | None:
+    """The first worker trains, keeps the records and says after each part whether all go on."""
     fault: PolyshotError | None = None
-    saved = time.monotonic()
+    saved = looked = time.monotonic()
+    stopping = False
     with meeting.epochs.open("a", encoding="utf-8") as epochs:
         epochs.write("\n")  # ends a line that a death cut short
-        for epoch in run.epochs():
-            epochs.write(json.dumps(asdict(epoch)) + "\n")
-            epochs.flush()
-            stopping = meeting.stop.exists()
-            if run.finished or stopping or time.monotonic() - saved >= run.study.training.checkpoint_seconds:
+        for epoch in parts:
+            now = time.monotonic()
+            if epoch is not None:
+                epochs.write(json.dumps(asdict(epoch)) + "\n")
+                epochs.flush()
+            if epoch is not None or now - looked >= _POLL_SECONDS:
+                stopping, looked = meeting.stop.exists(), now
+            if run.finished or stopping or now - saved >= run.study.training.checkpoint_seconds:
                 fault = _saved(run, meeting)
                 saved = time.monotonic()
             if _agreed(run, stopping or fault is not None):
@@ -276,18 +333,18 @@ def lead(run: TrainingRun, meeting: Meeting) -> PolyshotError | None:
     return fault
 
 
-def _follow(run: TrainingRun) -> None:
-    for _ in run.epochs():
+def _follow(run: DistributedRun, parts: Iterator[Epoch | None]) -> None:
+    for _ in parts:
         if _agreed(run, False):
             return
 
 
-def _agreed(run: TrainingRun, stop: bool) -> bool:
+def _agreed(run: DistributedRun, stop: bool) -> bool:
     """Whether the first worker wants to stop; all must ask."""
     return bool(run.world.from_first(torch.tensor(float(stop), device=run.device)))
 
 
-def _saved(run: TrainingRun, meeting: Meeting) -> RunError | None:
+def _saved(run: DistributedRun, meeting: Meeting) -> RunError | None:
     try:
         save_checkpoint(run.state_dict(), meeting.checkpoint)
     except RunError as error:

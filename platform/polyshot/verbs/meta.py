@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyshot.errors import ResourceError, RunError
+from polyshot.errors import RunError
 from polyshot.outcomes import curve
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import read_table, write_table
@@ -23,6 +24,7 @@ from polyshot.verbs.recording import recorded
 # Heavy modules are imported inside the functions: the tracker's writer process starts first and loads MLflow meanwhile.
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from torch import Tensor
 
     from polyshot.meta.episodes import EpisodeSource
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from polyshot.meta.saved import SavedLearner
     from polyshot.meta.stacked import Weights
     from polyshot.meta.training import MetaRun
+    from polyshot.training.loop import Epoch
+    from polyshot.training.world import World
 
 ACTIVITY = "meta-training"
 META_LEARNED = "meta-learnt"
@@ -83,12 +87,10 @@ def meta_learn(
         fresh: start anew even where an interrupted run could go on.
 
     Raises:
-        PolyshotError: for tasks that cannot be learnt from, a tracking store that cannot be used, a training that
-            diverges.
+        PolyshotError: for tasks that cannot be learnt from, a tracking store that cannot be used, too few CPUs, a
+            training that diverges.
     """
-    if study.scale.workers > 1 or study.scale.engine == "ray":
-        raise ResourceError("scale: `polyshot meta` trains in one process; set scale.workers to 1 and engine to 'auto'")
-    with Tracker.open(study) as tracker:
+    with Tracker.open(study) as tracker, ExitStack() as resources:
         import torch
 
         from polyshot.meta.episodes import build_source
@@ -99,16 +101,28 @@ def meta_learn(
             progress.note(note)
         # Built before anything is written: what cannot be trained leaves no run behind.
         run = begin(study, source, note=progress.note)
+        if is_distributed(study):
+            from polyshot.cluster.ray import ray_session
+            from polyshot.training.distributed import check_resources
+
+            resources.enter_context(ray_session(study))
+            check_resources(study)
         with recorded(tracker, study, "meta", study.digest(*SECTIONS), fresh=fresh) as recording:
             folder, parent = recording.folder, recording.run
-            _fit(run, folder.path / "checkpoint.pt", parent, progress)
+            _fit(run, folder.path, parent, progress)
             conclude(run, baselines, folder.path, parent, progress)
     mlflow_id = recording.settle(progress)
     folder.close("finished")
     return read_result(folder.path, mlflow_id)
 
 
-def begin(study: Study, source: EpisodeSource, note: Callable[[str], None] = lambda _: None) -> MetaRun:
+def begin(
+    study: Study,
+    source: EpisodeSource,
+    device: torch.device | None = None,
+    world: World | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> MetaRun:
     """A run that has not begun, with the weights that `meta.start` names.
 
     Raises:
@@ -116,7 +130,24 @@ def begin(study: Study, source: EpisodeSource, note: Callable[[str], None] = lam
     """
     from polyshot.meta.training import MetaRun
 
-    return MetaRun(study, source, note=note, start=_start(study, source))
+    return MetaRun(study, source, device=device, world=world, note=note, start=_start(study, source))
+
+
+def is_distributed(study: Study) -> bool:
+    return study.scale.workers > 1 or study.scale.engine == "ray"
+
+
+def train_distributed(
+    study: Study, source: EpisodeSource, folder: Path, on_epoch: Callable[[Epoch], None]
+) -> dict[str, Any]:
+    """Meta-train with `scale.workers` workers, each on its share of every batch of tasks.
+
+    Args, result and errors are those of `training.distributed.distribute`.
+    """
+    from polyshot.meta.training import MetaRun
+    from polyshot.training.distributed import Work, distribute
+
+    return distribute(study, Work(begin, MetaRun.iterations, source), folder, on_epoch=on_epoch)
 
 
 def _start(study: Study, source: EpisodeSource) -> Weights | None:
@@ -191,24 +222,37 @@ def read_result(folder: Path, mlflow_id: str | None) -> MetaResult:
     return MetaResult(table, verdicts, curves, folder, mlflow_id)
 
 
-def _fit(run: MetaRun, checkpoint: Path, parent: Run, progress: Progress) -> None:
-    """Meta-train, from the last checkpoint where there is one."""
+def _fit(run: MetaRun, folder: Path, parent: Run, progress: Progress) -> None:
+    """Meta-train, here or under Ray Train, from the last checkpoint where there is one."""
+    settings = run.study.meta
+    progress.start(ACTIVITY, settings.iterations)
+
+    def on_epoch(epoch: Epoch) -> None:
+        iteration = min(epoch.number * settings.validate_every, settings.iterations)
+        parent.log_metrics(curve(epoch), step=iteration)
+        progress.advance(ACTIVITY, iteration, f"validation loss {epoch.metrics['val/loss']:.4g}")
+
+    if is_distributed(run.study):
+        run.load_state_dict(train_distributed(run.study, run.source, folder, on_epoch))
+    else:
+        _fit_here(run, folder / "checkpoint.pt", on_epoch)
+    progress.finish(ACTIVITY, f"best after look {run.best.number}" if run.best else "")
+
+
+def _fit_here(run: MetaRun, checkpoint: Path, on_epoch: Callable[[Epoch], None]) -> None:
     from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 
-    progress.start(ACTIVITY, run.study.meta.iterations)
     state = load_checkpoint(checkpoint, run.device)
     if state is not None:
         run.load_state_dict(state)
     saved = time.monotonic()
     for epoch in run.iterations():
         if epoch is not None:
-            parent.log_metrics(curve(epoch), step=run.iteration)
-            progress.advance(ACTIVITY, run.iteration, f"validation loss {epoch.metrics['val/loss']:.4g}")
+            on_epoch(epoch)
         if time.monotonic() - saved >= run.study.training.checkpoint_seconds:
             save_checkpoint(run.state_dict(), checkpoint)
             saved = time.monotonic()
     save_checkpoint(run.state_dict(), checkpoint)
-    progress.finish(ACTIVITY, f"best after look {run.best.number}" if run.best else "")
 
 
 def _judged(
@@ -235,7 +279,8 @@ def _verdicts(run: MetaRun, methods: dict[str, Scores]) -> Iterator[dict[str, An
     for method, scores in methods.items():
         if method != META_LEARNED:
             difference = sign * (own - _at(scores, run.steps))
-            interval = 1.96 * difference.std().item() / math.sqrt(len(difference))
+            difference = difference[difference.isfinite()]
+            interval = 1.96 * difference.std().item() / math.sqrt(max(len(difference), 1))
             yield {"method": method, "difference": difference.mean().item(), "interval": interval}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 
 from polyshot.cluster.ray import nodes, ray_session
-from polyshot.errors import Problem, ResourceError, StudyError
+from polyshot.errors import Problem, StudyError
 from polyshot.meta.episodes import EpisodeSource, build_source
 from polyshot.meta.training import MetaRun
 from polyshot.progress import SILENT, Progress
@@ -29,7 +30,8 @@ from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, s
 from polyshot.study import Study
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
-from polyshot.verbs.meta import SECTIONS, MetaResult, begin, conclude, read_result
+from polyshot.training.loop import Epoch
+from polyshot.verbs.meta import SECTIONS, MetaResult, begin, conclude, read_result, train_distributed
 from polyshot.verbs.recording import recorded
 
 # What meta-training reads, and what of it must be the same in all trials for their validation metrics to be compared.
@@ -38,7 +40,6 @@ _FIXED = (
     *("meta.episodes.", "meta.iterations", "meta.validate_every", "meta.validation_tasks"),
     *("meta.test_tasks", "meta.test_steps"),
 )
-_ONE_PROCESS = "scale.workers: each trial of meta-learning trains in one process; set it to 1"
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class MetaLearning:
     def begin(self, study: Study) -> MetaRun:
         return begin(study, self.source)
 
-    def train_distributed(self, *_: Any, **__: Any) -> dict[str, Any]:
-        raise ResourceError(_ONE_PROCESS)
+    def train_distributed(self, study: Study, folder: Path, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
+        return train_distributed(study, self.source, folder, on_epoch)
 
 
 def meta_search(
@@ -102,8 +103,6 @@ def meta_search(
             a tracking store that cannot be used, a search whose trials all failed.
     """
     started = time.time()
-    if study.scale.workers > 1:
-        raise ResourceError(_ONE_PROCESS)
     check_sampler(study.search.sampler)
     check_space(study, _refusal)
     digest = search_digest(study, *SECTIONS)
@@ -117,7 +116,7 @@ def meta_search(
         progress.note(note)
     subject = MetaLearning(source)
     _check_objective(study, subject.objective)
-    begin(study, source, progress.note)  # what cannot be built is refused before anything is written
+    begin(study, source, note=progress.note)  # what cannot be built is refused before anything is written
     with ray_session(study):
         plan = plan_trials(study, nodes())
         warm_up(plan)
