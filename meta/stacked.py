@@ -2,8 +2,8 @@
 
 Weights are tensors by the names of the network's parameters. Those that differ between tasks have a leading axis of
 tasks, the others are as in the network. Layers that are known become batched matrix products and grouped convolutions;
-other networks go through `torch.func.vmap`, or task by task where that cannot be trusted. Normalisation is always by
-the statistics of the batch at hand, each task's by itself.
+other networks go through `torch.func.vmap`, or task by task where that cannot be trusted. Batch normalisation is by the
+statistics of the rows at hand, each task's by itself, unless the weights hold its `running_mean` and `running_var`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from polyshot.meta.inserts import FACTORS, ConvolutionWithInsert, LinearWithInsert
 from polyshot.models.encoders.mlp import MLPEncoder
 
 Weights = dict[str, Tensor]
 Layer = Callable[[Weights, Tensor], Tensor]  # weights, [T, N, ...] → [T, N, ...]
+STATISTICS = ("running_mean", "running_var")  # of a batch normalisation, as torch calls them
 
 _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity)
 
@@ -32,9 +34,24 @@ class StackedForward:
 
     apply: Layer
     way: Literal["stacked", "vmap", "loop"]
+    layers: tuple[Layer, ...] = ()  # of a chain of known ones
 
     def __call__(self, weights: Weights, inputs: Tensor) -> Tensor:
         return self.apply(weights, inputs)
+
+    @property
+    def norms(self) -> list[str]:
+        """The prefixes of the names of the batch normalisations in a chain of known layers."""
+        return [layer.prefix for layer in self.layers if isinstance(layer, _BatchNorm)]
+
+    def statistics(self, weights: Weights, inputs: Tensor) -> Weights:
+        """What these normalise by: `running_mean` and `running_var` [T, C] of each, by the names that torch gives."""
+        found: Weights = {}
+        for layer in self.layers:
+            if isinstance(layer, _BatchNorm):
+                found |= layer.statistics(inputs)
+            inputs = layer(weights, inputs)
+        return found
 
 
 def stacked_forward(network: nn.Module, prefix: str = "") -> StackedForward:
@@ -42,7 +59,7 @@ def stacked_forward(network: nn.Module, prefix: str = "") -> StackedForward:
     layers = list(_layers(network, prefix))
     known = [layer for layer in layers if layer is not None]
     if len(known) == len(layers):
-        return StackedForward(_chain(known), "stacked")
+        return StackedForward(_chain(known), "stacked", tuple(known))
     network = _without_running_statistics(network)
     if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in network.modules()):
         return StackedForward(_looped(network, prefix), "loop")
@@ -50,9 +67,15 @@ def stacked_forward(network: nn.Module, prefix: str = "") -> StackedForward:
 
 
 def _chain(layers: list[Layer]) -> Layer:
+    pairs = list(zip(layers, [*layers[1:], None], strict=True))
+
     def forward(weights: Weights, inputs: Tensor) -> Tensor:
-        for layer in layers:
-            inputs = layer(weights, inputs)
+        for layer, following in pairs:
+            if isinstance(layer, _Convolution) and isinstance(following, _BatchNorm):
+                # What is added to all rows is taken away again, if the norm is by the rows at hand.
+                inputs = layer(weights, inputs, with_bias=following.has_statistics(weights))
+            else:
+                inputs = layer(weights, inputs)
         return inputs
 
     return forward
@@ -75,12 +98,14 @@ def _layers(module: nn.Module, prefix: str) -> Iterator[Layer | None]:
 def _layer(module: nn.Module, prefix: str) -> Layer | None:
     weight, bias = f"{prefix}weight", f"{prefix}bias"
     match module:
+        case LinearWithInsert() | ConvolutionWithInsert():
+            return _with_insert(module, prefix)
         case nn.Linear():
             return lambda weights, inputs: _linear(inputs, weights[weight], weights.get(bias))
         case nn.Conv2d(groups=1, padding_mode="zeros"):
-            return lambda weights, inputs: _convolution(inputs, weights[weight], weights.get(bias), module)
+            return _Convolution(prefix, _places(module))
         case nn.BatchNorm1d() | nn.BatchNorm2d():
-            return lambda weights, inputs: _batch_norm(inputs, weights[weight], weights[bias], module.eps)
+            return _BatchNorm(prefix, module.eps)
         case nn.LayerNorm(normalized_shape=(_,), elementwise_affine=True):
             return lambda weights, inputs: _layer_norm(inputs, weights[weight], weights[bias], module.eps)
         case nn.MaxPool2d(return_indices=False):
@@ -95,6 +120,25 @@ def _layer(module: nn.Module, prefix: str) -> Layer | None:
             return None
 
 
+def _with_insert(module: LinearWithInsert | ConvolutionWithInsert, prefix: str) -> Layer:
+    names = [f"{prefix}{name}" for name in ("weight", "bias", *FACTORS)]
+
+    def forward(weights: Weights, inputs: Tensor) -> Tensor:
+        weight, bias, down, up = map(weights.get, names)
+        assert weight is not None and down is not None and up is not None
+        if isinstance(module, LinearWithInsert):
+            outputs = _linear(inputs, weight, bias)
+            if module.kind == "lora":
+                return outputs + _linear(_linear(inputs, down, None), up, None)
+            return outputs + _linear(F.relu(_linear(outputs, down, None)), up, None)
+        outputs = _convolution(inputs, weight, bias, _places(module))
+        if module.kind == "lora":
+            return outputs + _convolution(_convolution(inputs, down, None, _places(module)), up, None, _POINTWISE)
+        return outputs + _convolution(F.relu(_convolution(outputs, down, None, _POINTWISE)), up, None, _POINTWISE)
+
+    return forward
+
+
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """[T, N, in] → [T, N, out]."""
     if weight.dim() == 2:
@@ -104,37 +148,71 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
 
 
-def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
+@dataclass(frozen=True)
+class _Convolution:
+    prefix: str
+    places: _Places
+
+    def __call__(self, weights: Weights, inputs: Tensor, with_bias: bool = True) -> Tensor:
+        bias = weights.get(f"{self.prefix}bias") if with_bias else None
+        return _convolution(inputs, weights[f"{self.prefix}weight"], bias, self.places)
+
+
+_Places = tuple[Any, Any, Any]  # stride, padding and dilation
+_POINTWISE: _Places = (1, 0, 1)
+
+
+def _places(module: nn.Conv2d) -> _Places:
+    return module.stride, module.padding, module.dilation
+
+
+def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, places: _Places) -> Tensor:
     """[T, N, in, H, W] → [T, N, out, H', W'], tasks side by side as groups of channels."""
     tasks = len(images)
     if weight.dim() == 4:  # one weight for all: the tasks' rows are one batch, which is a view of the folded images
         rows = _fold(images).unflatten(1, (tasks, -1)).flatten(0, 1)
-        outputs = F.conv2d(rows, weight, bias, module.stride, module.padding, module.dilation)
+        outputs = F.conv2d(rows, weight, bias, *places)
         return outputs.unflatten(0, (-1, tasks)).transpose(0, 1)
-    outputs = F.conv2d(
-        _fold(images),
-        weight.flatten(0, 1),
-        None if bias is None else bias.flatten(),
-        module.stride,
-        module.padding,
-        module.dilation,
-        groups=tasks,
-    )
+    flat_bias = None if bias is None else bias.flatten()
+    outputs = F.conv2d(_fold(images), weight.flatten(0, 1), flat_bias, *places, groups=tasks)
     return _unfold(outputs, tasks)
 
 
-def _batch_norm(inputs: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+@dataclass(frozen=True)
+class _BatchNorm:
     """Each task's rows by their own statistics; torch's own, exact to any order where `vmap` over it is not."""
-    tasks = len(inputs)
-    weight, bias = (each.repeat(tasks) if each.dim() == 1 else each.flatten() for each in (weight, bias))
-    folded = _fold(inputs)
-    if torch.compiler.is_compiling():  # which fuses the primitives with what is around them
-        over = [0, *range(2, folded.dim())]
-        shape = [1, -1, *[1] * (folded.dim() - 2)]
-        centred = folded - folded.mean(over, keepdim=True)
-        scale = torch.rsqrt(centred.square().mean(over, keepdim=True) + epsilon) * weight.view(shape)
-        return _unfold(torch.addcmul(bias.view(shape), centred, scale), tasks)
-    return _unfold(F.batch_norm(folded, None, None, weight, bias, training=True, eps=epsilon), tasks)
+
+    prefix: str
+    epsilon: float
+
+    def __call__(self, weights: Weights, inputs: Tensor) -> Tensor:
+        tasks = len(inputs)
+        names = ("weight", "bias", *STATISTICS)
+        weight, bias, mean, variance = (self._of_channels(weights, name, tasks) for name in names)
+        assert weight is not None and bias is not None
+        folded = _fold(inputs)
+        if torch.compiler.is_compiling() and mean is None:  # which fuses the primitives with what is around them
+            over = [0, *range(2, folded.dim())]
+            shape = [1, -1, *[1] * (folded.dim() - 2)]
+            centred = folded - folded.mean(over, keepdim=True)
+            scale = torch.rsqrt(centred.square().mean(over, keepdim=True) + self.epsilon) * weight.view(shape)
+            return _unfold(torch.addcmul(bias.view(shape), centred, scale), tasks)
+        normalised = F.batch_norm(folded, mean, variance, weight, bias, training=mean is None, eps=self.epsilon)
+        return _unfold(normalised, tasks)
+
+    def has_statistics(self, weights: Weights) -> bool:
+        return f"{self.prefix}{STATISTICS[0]}" in weights
+
+    def statistics(self, inputs: Tensor) -> Weights:
+        rows = inputs.transpose(1, 2).flatten(2)  # [T, C, N...]
+        return dict(zip((f"{self.prefix}{name}" for name in STATISTICS), (rows.mean(2), rows.var(2)), strict=True))
+
+    def _of_channels(self, weights: Weights, name: str, tasks: int) -> Tensor | None:
+        """A weight [C] or [T, C] for the channels [T·C]."""
+        value = weights.get(f"{self.prefix}{name}")
+        if value is None:
+            return None
+        return value.repeat(tasks) if value.dim() == 1 else value.flatten()
 
 
 def _layer_norm(inputs: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:

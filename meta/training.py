@@ -20,7 +20,7 @@ from polyshot.errors import ResourceError
 from polyshot.meta.engines import build_engine
 from polyshot.meta.engines.flat import FlatLayout
 from polyshot.meta.episodes import Episodes, EpisodeSource, Split
-from polyshot.meta.evaluation import Scores, episode_batches, score
+from polyshot.meta.evaluation import TASKS_AT_ONCE, Scores, episode_batches, score
 from polyshot.meta.joint import JointTraining
 from polyshot.meta.learners import Learner, build_learner
 from polyshot.meta.networks import build_network
@@ -215,7 +215,7 @@ class MetaRun:
                 "meta-training diverged: the loss is not a number; lower meta.learning_rate "
                 f"(now {self._settings.learning_rate:g}) or meta.learner.rate, or set meta.clip_norm"
             )
-        return self._learners(self._best_flat)
+        return self._calibrated(self._learners(self._best_flat))
 
     def _learners(self, flat: Tensor) -> Weights:
         return self.layout.split(flat[: self.layout.size])
@@ -223,6 +223,10 @@ class MetaRun:
     def evaluate(self, split: Split, tasks: int, steps: int) -> Scores:
         """How the best weights do on tasks of a split, after each of `steps` steps."""
         return self._score(self.best_weights(), split, tasks, steps)
+
+    def _calibrated(self, weights: Weights) -> Weights:
+        generator = torch.Generator().manual_seed(derive_seed(self.study.seed, "calibration"))
+        return self.learner.calibrated(weights, self.source.sample("train", TASKS_AT_ONCE, generator).to(self.device))
 
     def _score(self, weights: Weights, split: Split, tasks: int, steps: int) -> Scores:
         batches = episode_batches(self.study, self.source, split, tasks)

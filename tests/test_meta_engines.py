@@ -63,6 +63,23 @@ def test_relatives_of_maml_have_the_meta_gradient_of_learn2learn(network: str, k
     assert_same_gradient(learner(kind, make()), episodes())
 
 
+@pytest.mark.parametrize("adapts", ["head", "adapters", "lora"])
+@pytest.mark.parametrize("kind", ["maml", "first_order_maml", "meta_sgd", "meta_curvature"])
+@pytest.mark.parametrize("network", ["mlp with batch norm", "cnn with strides"])
+def test_what_adapts_a_part_of_the_network_has_the_meta_gradient_of_learn2learn(
+    network: str, kind: str, adapts: str
+) -> None:
+    make, episodes = NETWORKS[network]
+    assert_same_gradient(learner(kind, make(), adapts=adapts, rank=2), episodes())
+
+
+@pytest.mark.parametrize("adapts", ["adapters", "lora"])
+def test_inserts_work_in_networks_that_are_no_chain_of_known_layers(adapts: str) -> None:
+    torch.manual_seed(0)
+    network = FewShotNetwork(Residual(normalise=False), nn.Linear(6, 1)).double()
+    assert_same_gradient(learner("maml", network, adapts=adapts, rank=2), waves())
+
+
 def test_protonets_have_the_meta_gradient_of_learn2learn() -> None:
     assert_same_gradient(learner("protonet", convolutions()), pictures())
 

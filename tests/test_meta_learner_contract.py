@@ -1,25 +1,46 @@
-"""What every meta-learner promises; a new one is tested by its line in LEARNERS."""
+"""What every meta-learner promises; a new one is tested by its line in LEARNERS, an option by one in OPTIONS."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from helpers_meta import convolutions, learner, mlp, pictures, start, waves
-from torch import Tensor
+from helpers_meta import convolutions, mlp, pictures, start, waves
+from helpers_meta import learner as learner_of_kind
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from polyshot.errors import StudyError
 from polyshot.meta.engines.vectorised import VectorisedEngine
 from polyshot.meta.episodes.base import Episodes
 from polyshot.meta.learners import LEARNERS, Learner
 from polyshot.meta.learners.base import by_autograd
+from polyshot.meta.networks import FewShotNetwork
 from polyshot.meta.objectives import SquaredError
 
-REGRESSION = [kind for kind in LEARNERS if kind != "protonet"]
-CASES = [(kind, mlp, waves) for kind in REGRESSION] + [(kind, convolutions, pictures) for kind in LEARNERS]
+
+def batch_mlp() -> FewShotNetwork:
+    return mlp("batch")
+
+
+OPTIONS = {
+    "maml with lora": ("maml", {"adapts": "lora", "rank": 2}),
+    "maml with adapters": ("maml", {"adapts": "adapters", "rank": 2}),
+    "maml with a norm per step": ("maml", {"per_step_norm": True}),
+}
+REGRESSION = [kind for kind in (*LEARNERS, *OPTIONS) if kind != "protonet"]
+CASES = [(kind, batch_mlp if "norm" in kind else mlp, waves) for kind in REGRESSION]
+CASES += [(kind, convolutions, pictures) for kind in (*LEARNERS, *OPTIONS)]
 NAMES = [f"{kind}-{make.__name__}" for kind, make, _ in CASES]
 cases = pytest.mark.parametrize(("kind", "make", "episodes_of"), CASES, ids=NAMES)
+
+
+def learner(kind: str, *arguments: Any, **options: Any) -> Learner:
+    kind, own = OPTIONS.get(kind, (kind, {}))
+    return learner_of_kind(kind, *arguments, **own, **options)
 
 
 def gradient(made: Learner, episodes: Episodes, flat: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -137,3 +158,89 @@ def test_the_losses_of_early_steps_lose_their_weight() -> None:
     torch.testing.assert_close(engine.gradient(flat, waves(), 0.0, 1)[0], (first + last) / 2)
     torch.testing.assert_close(engine.gradient(flat, waves(), 0.25, 1)[0], 0.25 * first + 0.75 * last)
     torch.testing.assert_close(engine.gradient(flat, waves(), 0.5, 1)[1], gradient(plain, waves(), flat)[1])
+
+
+@pytest.mark.parametrize("kind", ["lora", "adapters"])
+def test_inserts_change_nothing_at_first_and_are_all_of_the_body_that_a_task_changes(kind: str) -> None:
+    network = mlp()
+    made = learner("maml", network, adapts=kind, rank=2)
+    torch.testing.assert_close(made.network(waves().query), network(waves().query))
+    layout, flat = start(made)
+    weights, differentiate = layout.split(flat), by_autograd(create_graph=False)
+    adapted = made.adapt(weights, waves().support, waves().support_labels, 2, differentiate)[-1]
+    assert set(adapted) == {"head.weight", "head.bias"} | {
+        f"body.{layer}.{factor}" for layer in (0, 3) for factor in ("down", "up")
+    }
+    assert all((value[0] != value[1]).any() for value in adapted.values())
+
+
+# --- a norm per step -------------------------------------------------------------------------------------------------
+
+
+def per_step_norm(steps: int = 2) -> tuple[Learner, dict[str, Tensor]]:
+    """A learner, and weights whose norms differ from step to step."""
+    made = learner("maml", convolutions(), per_step_norm=True, steps=steps)
+    layout, flat = start(made)
+    return made, layout.split(flat + 0.1 * torch.rand(flat.shape, generator=torch.Generator().manual_seed(7)))
+
+
+def test_every_step_is_normalised_by_its_own_scale_and_shift() -> None:
+    made, weights = per_step_norm()
+    weights = {name: value.detach().requires_grad_() for name, value in weights.items()}
+    names = [name for name, _ in made.network.named_parameters()]
+    norms = [name for name in names if f"norms.{name}" in weights]
+    assert len(norms) == 4  # a scale and a shift of two layers
+    losses, episodes = [], pictures()
+    for support, labels, query, query_labels in zip(*episodes.parts()[:4], strict=True):
+        fast = {name: weights[name] for name in names if name not in norms}
+
+        def loss(fast: dict[str, Tensor], step: int, rows: Tensor, of_rows: Tensor) -> Tensor:
+            own = {name: weights[f"norms.{name}"][step] for name in norms}
+            return nn.functional.cross_entropy(functional_call(made.network, fast | own, (rows,)), of_rows)
+
+        for step in range(2):
+            gradients = torch.autograd.grad(loss(fast, step, support, labels), list(fast.values()), create_graph=True)
+            fast = {name: value - 0.1 * each for (name, value), each in zip(fast.items(), gradients, strict=True)}
+        losses.append(loss(fast, 1, query, query_labels))
+    torch.stack(losses).mean().backward()
+    layout, _ = start(made)
+    value, ours = gradient(made, episodes, layout.join(weights).detach())
+    torch.testing.assert_close(value, torch.stack(losses).mean().detach())
+    theirs = {name: torch.zeros_like(each) if each.grad is None else each.grad for name, each in weights.items()}
+    torch.testing.assert_close(ours, layout.join(theirs), rtol=1e-8, atol=1e-10)
+
+
+def test_statistics_of_training_tasks_are_those_that_torch_collects() -> None:
+    made, weights = per_step_norm()
+    calibrated = made.calibrated(weights, pictures())
+    network = copy.deepcopy(made.network)
+    names = [name for name, _ in network.named_parameters()]
+    plain = {name: weights[f"norms.{name}"][0] if f"norms.{name}" in weights else weights[name] for name in names}
+    network.load_state_dict(plain)
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for name, module in norms.items():
+        collecting = nn.BatchNorm2d(module.num_features, momentum=None).double()  # a plain mean over batches
+        collecting.load_state_dict(dict(module.named_parameters()), strict=False)
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, collecting)
+    for query in pictures().query:
+        network.train()(query)
+    for name, value in network.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            assert calibrated[f"norms.{name}"].shape == (3, *value.shape)  # after 0, 1 and 2 steps
+            torch.testing.assert_close(calibrated[f"norms.{name}"][0], value)
+
+
+def test_with_the_statistics_of_training_tasks_a_row_is_judged_by_itself() -> None:
+    made, weights = per_step_norm()
+    for known, agrees in ((made.calibrated(weights, pictures()), True), (weights, False)):
+        support, labels = pictures().support, pictures().support_labels
+        for adapted in made.adapt(known, support, labels, 4, by_autograd(create_graph=False)):
+            together = made.outputs(known, adapted, pictures().query)
+            alone = made.outputs(known, adapted, pictures().query[:, :2])
+            assert torch.allclose(together[:, :2], alone) is agrees
+
+
+def test_a_norm_per_step_needs_a_network_that_has_one() -> None:
+    with pytest.raises(StudyError, match="per_step_norm"):
+        learner("maml", mlp(), per_step_norm=True)

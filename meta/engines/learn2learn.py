@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from polyshot.errors import RunError
 from polyshot.meta.engines.flat import FlatLayout
@@ -23,6 +24,7 @@ from polyshot.meta.episodes.base import Episodes
 from polyshot.meta.learners.base import Learner
 from polyshot.meta.learners.gradient import RATES, GradientLearner
 from polyshot.meta.learners.meta_curvature import CURVATURE
+from polyshot.meta.networks import FewShotNetwork
 
 # (support, labels, query, labels, mask or None), one task's → the loss [] whose gradient is the task's share.
 TaskLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -72,10 +74,25 @@ def library() -> Any:
 # --- the learners that learn2learn has -------------------------------------------------------------------------------
 
 
+class _Adapted(nn.Module):
+    """A network to learn2learn: only what a task adapts are its parameters, the others stay where they are."""
+
+    def __init__(self, network: nn.Module, names: list[str]):
+        super().__init__()
+        self._whole = [network]  # in a list, so that its parameters are none of this module's
+        self._named = dict(zip((f"adapted{place}" for place in range(len(names))), names, strict=True))
+        own = dict(network.named_parameters())
+        for place, name in self._named.items():
+            self.register_parameter(place, own[name])
+
+    def forward(self, rows: Tensor) -> Tensor:
+        own = {name: getattr(self, place) for place, name in self._named.items()}
+        return functional_call(self._whole[0], own, (rows,))
+
+
 def maml(learner: GradientLearner) -> Reference:
-    """`learn2learn.algorithms.MAML`: of the whole network, or of the head alone (ANIL)."""
-    network = copy.deepcopy(learner.network)
-    adapted = network.head if learner.head_only else network
+    """`learn2learn.algorithms.MAML`: of the whole network, of the head alone (ANIL), or of what is inserted."""
+    network, adapted = _parts(learner)
     algorithm = library().algorithms.MAML(adapted, lr=learner.rate, first_order=learner.first_order)
     body = network.body if learner.head_only else nn.Identity()
     return Reference(dict(network.named_parameters()), _adapting(learner, algorithm, body))
@@ -83,18 +100,18 @@ def maml(learner: GradientLearner) -> Reference:
 
 def meta_sgd(learner: GradientLearner) -> Reference:
     """`learn2learn.algorithms.MetaSGD`."""
-    network = copy.deepcopy(learner.network)
-    algorithm = library().algorithms.MetaSGD(network, lr=learner.rate, first_order=learner.first_order)
-    own = dict(network.named_parameters())
-    rates = {f"{RATES}{name}": rate for name, rate in zip(own, algorithm.lrs, strict=True)}
-    return Reference(own | rates, _adapting(learner, algorithm, nn.Identity()))
+    network, adapted = _parts(learner)
+    algorithm = library().algorithms.MetaSGD(adapted, lr=learner.rate, first_order=learner.first_order)
+    rates = {f"{RATES}{name}": rate for name, rate in zip(learner.adapted_names(), algorithm.lrs, strict=True)}
+    body = network.body if learner.head_only else nn.Identity()
+    return Reference(dict(network.named_parameters()) | rates, _adapting(learner, algorithm, body))
 
 
 def meta_curvature(learner: GradientLearner) -> Reference:
     """`learn2learn.algorithms.GBML` with its `MetaCurvatureTransform`, whose "in" is a weight's first axis."""
-    network = copy.deepcopy(learner.network)
+    network, adapted = _parts(learner)
     algorithm = library().algorithms.GBML(
-        network,
+        adapted,
         transform=library().optim.MetaCurvatureTransform,
         lr=learner.rate,
         first_order=learner.first_order,
@@ -102,10 +119,20 @@ def meta_curvature(learner: GradientLearner) -> Reference:
     axes = {"mc": "scale", "mc_in": "out", "mc_out": "in", "mc_f": "place"}
     parameters = dict(network.named_parameters())
     transforms = algorithm.compute_update.transforms_modules
-    for name, transform in zip(list(parameters), transforms, strict=True):
+    for name, transform in zip(learner.adapted_names(), transforms, strict=True):
         for theirs, matrix in transform.named_parameters():
             parameters[f"{CURVATURE}{name}.{axes[theirs]}"] = matrix
-    return Reference(parameters, _adapting(learner, algorithm, nn.Identity()))
+    body = network.body if learner.head_only else nn.Identity()
+    return Reference(parameters, _adapting(learner, algorithm, body))
+
+
+def _parts(learner: GradientLearner) -> tuple[FewShotNetwork, nn.Module]:
+    """A copy of the learner's network, and the part of it that is adapted to a task."""
+    network = copy.deepcopy(learner.network)
+    if learner.head_only:
+        return network, network.head
+    names = learner.adapted_names()
+    return network, network if len(names) == len(list(network.parameters())) else _Adapted(network, names)
 
 
 def reptile(learner: GradientLearner) -> Reference:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from polyshot.meta.learners.gradient import GradientLearner
+from polyshot.meta.networks import FewShotNetwork
+from polyshot.meta.objectives import Objective
 
 
 class ANIL(GradientLearner):
     """Features of the support rows are computed once; the inner steps are those of a linear model."""
 
-    head_only = True
+    def __init__(self, network: FewShotNetwork, objective: Objective, *, rate: float, steps: int):
+        super().__init__(network, objective, rate=rate, steps=steps, adapts="head")
 
     def reference(self) -> Any:
         from polyshot.meta.engines.learn2learn import maml

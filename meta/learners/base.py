@@ -77,6 +77,14 @@ class Learner(ABC):
         Weight [T, O, F] and bias [T, O]; classification logits may lack a term that all classes have in common.
         """
 
+    def calibrated(self, weights: Weights, episodes: Episodes) -> Weights:
+        """The weights with what the learner knows of training tasks beside what gradients taught it.
+
+        To be asked for before adapting to tasks that are no training tasks; most learners have nothing to add.
+        """
+        del episodes
+        return weights
+
     def reference(self) -> Any:
         """A `engines.learn2learn.Reference`: the same learner by learn2learn, or None where that has none."""
         return None
@@ -89,7 +97,9 @@ def by_autograd(*, create_graph: bool) -> Differentiate:
         with torch.enable_grad():
             if not create_graph:
                 weights = {name: value.detach().requires_grad_() for name, value in weights.items()}
-            gradients = torch.autograd.grad(function(weights), list(weights.values()), create_graph=create_graph)
+            gradients = torch.autograd.grad(
+                function(weights), list(weights.values()), create_graph=create_graph, materialize_grads=True
+            )
         return dict(zip(weights, gradients, strict=True))
 
     return differentiate

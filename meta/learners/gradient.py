@@ -5,12 +5,13 @@ Each of them is a file beside this one that says which weights are adapted, and 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from polyshot.meta.episodes.base import Episodes
+from polyshot.meta.inserts import is_insert, with_inserts
 from polyshot.meta.learners.base import Adapted, Differentiate, Learner
 from polyshot.meta.networks import FewShotNetwork
 from polyshot.meta.objectives import Objective
@@ -24,13 +25,27 @@ class GradientLearner(Learner):
 
     Attributes:
         first_order: whether the meta-gradient leaves out the derivatives of the inner gradients.
+        head_only: whether the whole body stays as it is within a task.
     """
 
     first_order: bool = False
-    head_only: ClassVar[bool] = False  # the body is meta-learnt and stays as it is within a task
 
-    def __init__(self, network: FewShotNetwork, objective: Objective, *, rate: float, steps: int):
+    def __init__(
+        self,
+        network: FewShotNetwork,
+        objective: Objective,
+        *,
+        rate: float,
+        steps: int,
+        adapts: Literal["all", "head", "adapters", "lora"] = "all",
+        rank: int = 4,
+    ):
+        """`adapts`: beside the head. What is not adapted is meta-learnt, and the same for all tasks."""
+        if adapts == "adapters" or adapts == "lora":
+            network = FewShotNetwork(with_inserts(network.body, adapts, rank), network.head)
         super().__init__(network, objective)
+        self.head_only = adapts == "head"
+        self._inserts_only = adapts in ("adapters", "lora")
         self.rate = rate
         self.steps = steps
         self._names = [name for name, _ in network.named_parameters()]
@@ -47,7 +62,14 @@ class GradientLearner(Learner):
     # --- within a task -----------------------------------------------------------------------------------------------
 
     def adapted_names(self) -> list[str]:
-        return [name for name in self._names if name.startswith("head.") or not self.head_only]
+        if self.head_only:
+            return [name for name in self._names if name.startswith("head.")]
+        return [name for name in self._names if name.startswith("head.") or is_insert(name) or not self._inserts_only]
+
+    def held(self, weights: Weights, step: int) -> Weights:
+        """The weights of the body that step number `step` (from 0) does not change, at the least."""
+        del step
+        return weights
 
     def update(self, weights: Weights, fast: Weights, gradients: Weights, step: int) -> Weights:
         """The fast weights after step number `step` (from 0); by default plain gradient descent."""
@@ -62,12 +84,14 @@ class GradientLearner(Learner):
         if self.head_only:
             support = self._body(weights, support)
 
-        def loss(fast: Weights) -> Tensor:
-            outputs = self._head(fast, support if self.head_only else self._body(fast, support))
-            return self.objective.losses(outputs, labels).sum()
-
         trajectory = [fast]
         for step in range(steps):
+            held = self.held(weights, step)
+
+            def loss(fast: Weights, held: Weights = held) -> Tensor:
+                outputs = self._head(fast, support if self.head_only else self._body(held | fast, support))
+                return self.objective.losses(outputs, labels).sum()
+
             at = {name: value.detach() for name, value in fast.items()} if self.first_order else fast
             gradients = differentiate(loss, at)
             if self.first_order:
@@ -77,12 +101,13 @@ class GradientLearner(Learner):
         return trajectory
 
     def outputs(self, weights: Weights, adapted: Adapted, inputs: Tensor) -> Tensor:
-        features = self._body(weights if self.head_only else adapted, inputs)
+        features = self._body(weights if self.head_only else weights | adapted, inputs)
         return self._head(adapted, features)
 
     def body(self, weights: Weights, adapted: Adapted) -> Weights:
+        names = dict.fromkeys(name for name in (*self._names, *adapted) if name.startswith("body."))
         chosen = weights | adapted
-        return {name.removeprefix("body."): chosen[name] for name in self._names if name.startswith("body.")}
+        return {name.removeprefix("body."): chosen[name] for name in names}
 
     def linear(self, weights: Weights, adapted: Adapted) -> tuple[Tensor, Tensor]:
         del weights

@@ -684,7 +684,18 @@ class GradientAdaptation(Section):
     steps: int = Field(5, ge=1, description="Steps within a task while meta-training.")
 
 
-class MAMLLearner(GradientAdaptation):
+class PartialAdaptation(GradientAdaptation):
+    """What the learners have in common that can adapt a part of the network, and meta-learn the rest."""
+
+    adapts: Literal["all", "head", "adapters", "lora"] = Field(
+        "all",
+        description="What a task changes: `all` weights, or the head with nothing else, with adapters behind the "
+        "layers (Houlsby 2019) or with low-rank matrices beside their weights (LoRA, Hu 2022).",
+    )
+    rank: int = Field(4, ge=1, description="Units of an adapter, rank of LoRA's matrices.")
+
+
+class MAMLLearner(PartialAdaptation):
     """Weights from which a few gradient steps lead far (Finn 2017), with the refinements of MAML++ (Antoniou 2019)."""
 
     kind: Literal["maml"] = "maml"
@@ -692,9 +703,14 @@ class MAMLLearner(GradientAdaptation):
     multi_step_loss: bool = Field(
         False, description="Count the loss after every step, the last one more and more (MSL of MAML++)."
     )
+    per_step_norm: bool = Field(
+        False,
+        description="Batch normalisation with a learnt scale and shift, and statistics of training tasks, for every "
+        "step (BNWB and BNRS of MAML++): a row's prediction then does not depend on other rows.",
+    )
 
 
-class FirstOrderMAMLLearner(GradientAdaptation):
+class FirstOrderMAMLLearner(PartialAdaptation):
     """MAML without the second derivatives (Finn 2017)."""
 
     kind: Literal["first_order_maml"]
@@ -706,13 +722,13 @@ class ANILLearner(GradientAdaptation):
     kind: Literal["anil"]
 
 
-class MetaSGDLearner(GradientAdaptation):
+class MetaSGDLearner(PartialAdaptation):
     """MAML with a learnt step size for every weight (Li 2017)."""
 
     kind: Literal["meta_sgd"]
 
 
-class MetaCurvatureLearner(GradientAdaptation):
+class MetaCurvatureLearner(PartialAdaptation):
     """MAML whose gradients are transformed by learnt matrices, one for each axis of a weight (Park & Oliva 2019)."""
 
     kind: Literal["meta_curvature"]
