@@ -42,18 +42,19 @@ class Scores:
     def table(self, metric: str) -> pd.DataFrame:
         """One row per step: its number, mean, interval (half of the 95 % one), median, diverged (a fraction).
 
-        A task whose metric is no number makes the mean one too; the median is that of the other tasks.
+        A task whose metric is no finite number is told by `diverged` alone: the others are those of the other tasks.
         """
         rows = []
         for step, (losses, values) in enumerate(zip(self.losses, self.metrics, strict=True)):
-            diverged = ~(losses <= self.bound)
+            diverged = ~(losses <= self.bound) | ~values.isfinite()
+            known = values[values.isfinite()]
             rows.append(
                 {
                     "step": step,
                     "metric": metric,
-                    "mean": values.mean().item(),
-                    "interval": _Z95 * values.std().item() / math.sqrt(len(values)),
-                    "median": values.nanmedian().item(),
+                    "mean": known.mean().item(),
+                    "interval": _Z95 * known.std().item() / math.sqrt(max(len(known), 1)),
+                    "median": known.median().item() if len(known) else math.nan,
                     "diverged": diverged.double().mean().item(),
                 }
             )

@@ -15,22 +15,23 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from polyshot.data.features import Features
 from polyshot.data.targets import Target
 from polyshot.errors import DataError, RunError
-from polyshot.meta.episodes import EpisodeSource, Groups
+from polyshot.meta.episodes import Classes, EpisodeSource, Groups
+from polyshot.meta.inserts import merged, mlp_with_adapters
 from polyshot.meta.learners import Adapted, Learner, build_learner
 from polyshot.meta.learners.base import by_autograd
 from polyshot.meta.learners.gradient import GradientLearner
 from polyshot.meta.networks import build_network
 from polyshot.meta.objectives import CrossEntropy, SquaredError
-from polyshot.meta.stacked import Weights
+from polyshot.meta.stacked import STATISTICS, Weights
 from polyshot.models.multitask import MultiTaskModel, build_model
 from polyshot.models.sharing.hard import HardSharing
 from polyshot.saved_model import SavedModel
-from polyshot.study import Study
+from polyshot.study import MLP, Study
 
 _META, _WEIGHTS, _TARGET, _EXAMPLE = "meta.json", "meta_weights.pt", "target.json", "example.json"
 
@@ -48,20 +49,21 @@ class AdaptedModel:
     """A learner that has seen a task's support rows; it predicts, and never changes.
 
     Attributes:
+        state: what the support rows made of the learner.
         classes: the labels of the support rows in sorted order, for a learner of classes; else None.
     """
 
-    def __init__(self, learner: Learner, weights: Weights, adapted: Adapted, classes: NDArray[Any] | None):
+    def __init__(self, learner: Learner, weights: Weights, state: Adapted, classes: NDArray[Any] | None):
+        self.state = state
         self.classes = classes
         self._learner = learner
         self._weights = weights
-        self._adapted = adapted
 
     @torch.no_grad()
     def outputs(self, inputs: ArrayLike) -> NDArray[np.float32]:
-        """[N, ...] → [N, O]: values, or logits of `classes`. With batch normalisation, rows are judged together."""
+        """[N, ...] → [N, O]: values, or logits of `classes`. Rows are normalised together, if by batches."""
         rows = torch.as_tensor(np.asarray(inputs), dtype=torch.float32).unsqueeze(0)
-        outputs = self._learner.outputs(self._weights, self._adapted, rows)[0]
+        outputs = self._learner.outputs(self._weights, self.state, rows)[0]
         return outputs[:, : len(self.classes)].numpy() if self.classes is not None else outputs.numpy()
 
     def predict(self, inputs: ArrayLike) -> NDArray[Any]:
@@ -74,28 +76,37 @@ class SavedLearner:
     """A meta-trained learner: `adapt` to a new task, from arrays or from rows of a table."""
 
     def __init__(
-        self, study: Study, shape: Sequence[int], outputs: int, kind: str, weights: Weights, table: Table | None
+        self,
+        study: Study,
+        shape: Sequence[int],
+        outputs: int,
+        kind: str,
+        weights: Weights,
+        table: Table | None,
+        bytes: bool = False,  # noqa: A002 - what it says in the description of a saved one
     ):
-        """`kind`: "regression" or "classification"."""
+        """A learner of `kind` "regression" or "classification", trained on inputs that were `bytes` or numbers."""
         self.study = study
         self.shape = tuple(shape)
         self.outputs = outputs
         self.kind = kind
         self.weights = weights
         self.table = table
+        self.bytes = bytes
 
     @classmethod
     def of(cls, study: Study, source: EpisodeSource, weights: Weights) -> SavedLearner:
         kind = "regression" if isinstance(source.objective, SquaredError) else "classification"
         table = Table(source.features, source.target, source.example) if isinstance(source, Groups) else None
-        return cls(study, source.shape, source.outputs, kind, weights, table)
+        is_bytes = isinstance(source, Classes) and source.is_bytes
+        return cls(study, source.shape, source.outputs, kind, weights, table, is_bytes)
 
     # --- keeping -----------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "study.yaml").write_text(self.study.to_yaml(), encoding="utf-8")
-        description = {"shape": self.shape, "outputs": self.outputs, "kind": self.kind}
+        description = {"shape": self.shape, "outputs": self.outputs, "kind": self.kind, "bytes": self.bytes}
         (folder / _META).write_text(json.dumps(description), encoding="utf-8")
         torch.save({name: value.cpu().clone() for name, value in self.weights.items()}, folder / _WEIGHTS)
         if self.table is not None:
@@ -169,7 +180,8 @@ class SavedLearner:
         """
         if self.table is None:
             raise RunError(
-                "the learner was not trained on the groups of a table; use polyshot.meta.saved.SavedLearner.adapt(x, y)"
+                "the learner was not trained on the groups of a table; give a learner of pictures a folder of them, "
+                "and others their inputs by polyshot.meta.saved.SavedLearner.adapt(x, y)"
             )
         target = self.table.target
         if target.column not in rows:
@@ -182,12 +194,12 @@ class SavedLearner:
         learner = self._learner(self.outputs)
         encoded = torch.from_numpy(labels[known]).to(learner.objective.label_type)
         made = self._adapted(inputs, encoded, None, self.outputs, steps)
-        return SavedModel(*self._as_single_task(learner, made._adapted), self.table.features, [target])
+        return SavedModel(*self._as_single_task(learner, made.state), self.table.features, [target])
 
     def _adapted(
         self, rows: Tensor, labels: Tensor, classes: NDArray[Any] | None, ways: int, steps: int | None
     ) -> AdaptedModel:
-        learner = self._learner(self.outputs)
+        learner = self._learner_of(ways)
         if isinstance(learner, GradientLearner):
             if ways > self.outputs:
                 raise DataError(
@@ -195,13 +207,20 @@ class SavedLearner:
                     "some out, meta-train with more ways, or use protonet or ridge, which take any number"
                 )
             steps = learner.steps if steps is None else steps
-        elif ways != self.outputs:
-            learner = self._learner(ways)
         with torch.no_grad():
             trajectory = learner.adapt(
                 self.weights, rows.unsqueeze(0), labels.unsqueeze(0), steps or 0, by_autograd(create_graph=False)
             )
         return AdaptedModel(learner, self.weights, trajectory[-1], classes)
+
+    def restored(self, state: Adapted, classes: NDArray[Any]) -> AdaptedModel:
+        """The model whose `state` and `classes` these are."""
+        return AdaptedModel(self._learner_of(len(classes)), self.weights, state, classes)
+
+    def _learner_of(self, ways: int) -> Learner:
+        """For so many classes, where it can take any number of them."""
+        learner = self._learner(self.outputs)
+        return learner if isinstance(learner, GradientLearner) or ways == self.outputs else self._learner(ways)
 
     def _learner(self, outputs: int) -> Learner:
         objective = SquaredError() if self.kind == "regression" else CrossEntropy()
@@ -210,23 +229,47 @@ class SavedLearner:
     def _as_single_task(self, learner: Learner, adapted: Adapted) -> tuple[Study, MultiTaskModel]:
         """The adapted state as a multi-task model of one task: every learner's head is linear in the features."""
         assert self.table is not None
-        if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in learner.network.modules()):
-            raise RunError(
-                "model.encoder.normalisation: the adapted network normalises by the batch at hand, so its predictions "
-                "for a row would depend on the other rows; meta-train with 'layer' or 'none' to save a model"
-            )
-        target = self.table.target
-        study = self.study.single_task(target.task)
-        model = build_model(study, self.shape[0], [target])
+        target, settings = self.table.target, self.study.meta.learner
         weight, bias = (part[0] for part in learner.linear(self.weights, adapted))
         if target.kind == "binary":  # one logit, that of the second class against the first
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-        plain = dict(learner.network.body.named_parameters())
+        plain = {name: value.dim() for name, value in learner.network.body.named_parameters()}
         body = {
-            name: value[0] if value.dim() > plain[name].dim() else value
+            name: value[0] if value.dim() > plain.get(name, 1) else value  # 1: statistics of a normalisation
             for name, value in learner.body(self.weights, adapted).items()
         }
+        study = self.study.single_task(target.task)
+        inserts = getattr(settings, "adapts", "all")
+        if inserts == "lora":
+            body = merged(body)
+        if inserts == "adapters":
+            study = _with_adapters(study, settings.rank)  # type: ignore[union-attr]  # it has adapters
+        model = build_model(study, self.shape[0], [target])
         assert isinstance(model.sharing, HardSharing)
-        model.sharing.encoder.load_state_dict(body)
+        whole = model.sharing.encoder.state_dict()
+        if any(name.endswith(STATISTICS) and name not in body for name in whole):
+            raise RunError(
+                "model.encoder.normalisation: the adapted network normalises by the batch at hand, so its predictions "
+                "for a row would depend on the other rows; meta-train with 'layer' or 'none', or with "
+                "meta.learner.per_step_norm, to save a model"
+            )
+        model.sharing.encoder.load_state_dict(whole | body)
         model.heads.linear.load_state_dict({"weight": weight, "bias": bias})
         return study, model.eval()
+
+
+def _with_adapters(study: Study, rank: int) -> Study:
+    """The study of a model whose encoder has adapters.
+
+    Raises:
+        RunError: for an encoder of the user's.
+    """
+    encoder = study.model.encoder
+    if not isinstance(encoder, MLP):
+        raise RunError(
+            f"meta.learner.adapts: a model with adapters in '{encoder.kind}' cannot be saved; meta-train with 'lora', "
+            "'head' or 'all'"
+        )
+    options = encoder.model_dump() | {"rank": rank}
+    made = f"{mlp_with_adapters.__module__}:{mlp_with_adapters.__name__}"
+    return study.with_values({"model.encoder": {"kind": made, "options": options}})

@@ -77,27 +77,54 @@ def test_meta_training_makes_adaptation_better() -> None:
     assert curves[1][2] < 0.9 * curves[1][0]
 
 
+FOUR = {"meta.iterations": 4, "meta.validate_every": 2}
+
+
 def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
-    run = wave_run(World(rank, 2), **{"meta.iterations": 4, "meta.validate_every": 2})
+    run = wave_run(World(rank, 2), **FOUR)
+    list(islice(run.iterations(), 3))  # between two looks
+    save_checkpoint(run.state_dict(), Path(folder) / f"checkpoint-{rank}.pt")
     list(run.epochs())
     torch.save({"history": metrics(run), "weights": run.weights()}, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what each of two workers left."""
+    folder = tmp_path_factory.mktemp("workers")
+    multiprocessing.spawn(_worker, (str(folder),), nprocs=2)
+    return folder
+
+
+def assert_same_run(history: list[dict[str, float]], weights: dict[str, torch.Tensor], other: MetaRun) -> None:
+    for mine, theirs in zip(history, metrics(other), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    for name, value in other.weights().items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="gloo over a file")
-def test_one_and_two_workers_make_the_same_updates(tmp_path: Path) -> None:
-    multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    alone = wave_run(**{"meta.iterations": 4, "meta.validate_every": 2})
+def test_one_and_two_workers_make_the_same_updates(two_workers: Path) -> None:
+    first, second = (torch.load(two_workers / f"{rank}.pt", weights_only=True) for rank in range(2))
+    alone = wave_run(**FOUR)
     list(alone.epochs())
     assert first["history"] == second["history"]  # or they could disagree on whether to go on
-    for mine, theirs in zip(first["history"], metrics(alone), strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-5)
-    for name, value in alone.weights().items():
-        assert torch.equal(first["weights"][name], second["weights"][name])
-        torch.testing.assert_close(first["weights"][name], value, rtol=1e-4, atol=1e-6)
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name])
+    assert_same_run(first["history"], first["weights"], alone)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo over a file")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_two_workers_began_one_can_end(two_workers: Path, rank: int) -> None:
+    alone, taken_up = wave_run(**FOUR), wave_run(**FOUR)
+    list(alone.epochs())
+    taken_up.load_state_dict(load_checkpoint(two_workers / f"checkpoint-{rank}.pt"))
+    list(taken_up.epochs())
+    assert_same_run(metrics(taken_up), taken_up.weights(), alone)
 
 
 def test_training_stops_when_validation_no_longer_improves() -> None:
@@ -130,9 +157,9 @@ def test_what_does_not_fit_is_refused_before_training(values: dict, error: type[
         wave_run(**values)
 
 
-def test_more_workers_than_tasks_are_refused() -> None:
-    with pytest.raises(ResourceError, match="tasks_per_batch"):
-        wave_run(World(0, 6))
+def test_more_workers_than_tasks_are_refused_before_they_start() -> None:
+    with pytest.raises(ResourceError, match="5 tasks cannot be shared out to 6 workers"):
+        wave_run(**{"scale.workers": 6})
 
 
 # --- the protocol -----------------------------------------------------------------------------------------------------
@@ -144,7 +171,9 @@ def test_scores_are_means_with_intervals_medians_and_the_share_that_diverged() -
     assert table.loc[0, "mean"] == 2.5 and table.loc[0, "median"] == 2.0
     assert table.loc[0, "interval"] == pytest.approx(1.96 * 1.29099 / 2, rel=1e-3)
     assert table["diverged"].tolist() == [0.0, 0.5]
-    assert table.loc[1, "median"] == 1.0  # of the tasks that have a number
+    # Of the tasks that have a number; the one that has none is among those that diverged.
+    assert table.loc[1, "mean"] == 34.0 and table.loc[1, "median"] == 1.0
+    assert table.loc[1, "interval"] == pytest.approx(1.96 * 57.1577 / 3**0.5, rel=1e-3)
 
 
 def test_all_methods_are_judged_on_the_same_episodes() -> None:

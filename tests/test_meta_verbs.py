@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
-from polyshot.errors import DataError, ResourceError, RunError
+from polyshot.errors import DataError, RunError
 from polyshot.meta.episodes import build_source
 from polyshot.meta.saved import SavedLearner
 from polyshot.meta.training import MetaRun
+from polyshot.saved_model import SavedModel, write_model
 from polyshot.study import Study
 from polyshot.verbs.adapt import adapt, find_learner
 from polyshot.verbs.meta import MetaResult, meta_learn
@@ -147,6 +148,34 @@ def test_classes_of_a_table_are_predicted_after_adapting(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    "values",
+    [
+        {"meta.learner.adapts": "lora"},
+        {"meta.learner.adapts": "adapters"},
+        {"meta.learner.per_step_norm": True, "model.encoder.normalisation": "batch"},
+    ],
+    ids=["lora", "adapters", "a norm per step"],
+)
+def test_every_kind_of_adapted_network_is_saved_as_it_is(values: dict[str, Any], tmp_path: Path) -> None:
+    learner = trained(school_study(tmp_path, **values), schools())
+    support, rest = schools(1, seed=5, slope=-1.0).iloc[:6], schools(1, seed=6, slope=-1.0)
+    made, table = learner.adapt_table(support), learner.table
+    assert table is not None
+    write_model(tmp_path / "model", made, table.example)
+    predicted = SavedModel.load(tmp_path / "model").predict(rest)["score"]
+    assert np.corrcoef(predicted, rest["score"])[0, 1] > 0.9
+    adapted = learner.adapt(table.features.transform(support), table.target.encode(support["score"]))
+    own = adapted.predict(table.features.transform(rest)) * table.target.scale + table.target.mean
+    np.testing.assert_allclose(predicted, own, rtol=1e-4)
+
+
+def test_a_network_that_normalises_by_the_rows_at_hand_is_saved_as_no_model(tmp_path: Path) -> None:
+    values = {"model.encoder.normalisation": "batch", "meta.iterations": 1}
+    with pytest.raises(RunError, match="per_step_norm"):
+        trained(school_study(tmp_path, **values), schools()).adapt_table(schools(1))
+
+
+@pytest.mark.parametrize(
     ("rows", "words"),
     [
         (schools(1).drop(columns="score"), "no column 'score'"),
@@ -174,11 +203,6 @@ def test_meta_training_starts_from_the_encoder_of_a_multi_task_run(tmp_path: Pat
     other = study.with_values({"meta.start": str(together.folder), "data.split.seed": 1})
     with pytest.raises(RunError, match="another way"):
         meta_learn(other, table=schools())
-
-
-def test_more_workers_than_this_process_are_refused_and_not_ignored(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="scale.workers"):
-        meta_learn(school_study(tmp_path, **{"scale.workers": 2}), table=schools())
 
 
 def test_a_run_without_a_learner_is_named(tmp_path: Path) -> None:

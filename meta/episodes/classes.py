@@ -35,6 +35,7 @@ class Classes:
         """
         names, owners = np.unique(labels, return_inverse=True)
         self._inputs = inputs
+        self.is_bytes = inputs.dtype == torch.uint8
         self._members = Members.of(owners)
         self._settings = settings
         self.shape = tuple(inputs.shape[1:])
@@ -55,7 +56,7 @@ class Classes:
         inputs = self._inputs[rows]  # [T, W, S + Q, ...]
         if self._turned is not None:
             inputs = _turned(inputs, share((chosen % turns).view(tasks, ways)), self._turned)
-        if inputs.dtype == torch.uint8:
+        if self.is_bytes:
             inputs = inputs.float() / 255
         labels = torch.arange(ways).expand(len(inputs), ways)
         return Episodes(

@@ -253,21 +253,26 @@ def meta(
 @app.command()
 def adapt(
     run: Annotated[str, typer.Argument(help="A meta-learning run's folder, or its study's file or name.")],
-    support: Annotated[str, typer.Argument(help="A CSV or Parquet file of the new group's labelled rows.")],
+    support: Annotated[
+        str, typer.Argument(help="The new group's labelled rows (CSV or Parquet), or a folder of pictures by class.")
+    ],
     steps: Annotated[int | None, typer.Option(help="Gradient steps; as in meta-training by default.", min=0)] = None,
     storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
 ) -> None:
-    """Adapt a meta-learnt learner to the labelled rows of a new group; saves a model that predicts."""
+    """Adapt a meta-learnt learner to a new task's labelled rows or pictures; saves a model that predicts."""
     from polyshot.verbs.adapt import adapt as run_adapt
 
     result = run_adapt(run, support, steps=steps, storage=storage)
-    typer.echo(f"adapted to {result.rows} labelled rows\npredict   polyshot predict {_shown(result.folder)} rows.csv")
+    kind, place = ("pictures", "pictures/") if Path(support).is_dir() else ("rows", "rows.csv")
+    typer.echo(f"adapted to {result.rows} labelled {kind}\npredict   polyshot predict {_shown(result.folder)} {place}")
 
 
 @app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.")],
-    rows: Annotated[str, typer.Argument(help="A CSV or Parquet file of rows.", show_default=False)],
+    rows: Annotated[
+        str, typer.Argument(help="A CSV or Parquet file of rows; or a folder of pictures.", show_default=False)
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .csv or .parquet file; else printed.")
     ] = None,

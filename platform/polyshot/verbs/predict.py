@@ -13,13 +13,17 @@ from polyshot.study import Study
 if TYPE_CHECKING:
     import pandas as pd
 
+    from polyshot.meta.pictures import PictureModel
+    from polyshot.saved_model import SavedModel
+
 
 def predict(run: str | Path, rows: pd.DataFrame | str | Path, *, storage: Path = Path("polyshot-runs")) -> pd.DataFrame:
     """Predictions of every task for each row (see `SavedModel.predict` for the columns).
 
     Args:
         run: a model's or run's folder; a study's file, folder or name (its newest run); or an MLflow run id.
-        rows: a table, or the CSV or Parquet file of one.
+        rows: a table, or the CSV or Parquet file of one. For a model of pictures a folder of them, or a table of their
+            paths (see `meta.pictures.PictureModel.predict`).
         storage: the folder of runs, in which names and ids are looked up.
 
     Raises:
@@ -27,13 +31,28 @@ def predict(run: str | Path, rows: pd.DataFrame | str | Path, *, storage: Path =
         DataError: when the rows cannot be read or lack a feature's column.
     """
     folder = find_model(str(run), storage)
-    from polyshot.saved_model import SavedModel
+    model = load_model(folder)
+    from polyshot.meta.pictures import PictureModel
 
+    if isinstance(model, PictureModel):
+        return model.predict(rows)
     if isinstance(rows, str | Path):
         from polyshot.data.source import read_path
 
         rows = read_path(str(rows), Path.cwd())
-    return SavedModel.load(folder).predict(rows)
+    return model.predict(rows)
+
+
+def load_model(folder: Path) -> SavedModel | PictureModel:
+    """The model in a folder, whether of a table or of pictures.
+
+    Raises:
+        RunError: when it is no model's folder, or a file of it is missing or damaged.
+    """
+    from polyshot.meta.pictures import DESCRIPTION, PictureModel
+    from polyshot.saved_model import SavedModel
+
+    return (PictureModel if (folder / DESCRIPTION).exists() else SavedModel).load(folder)
 
 
 def find_model(run: str, storage: Path) -> Path:
