@@ -4,9 +4,8 @@
     uv run --with higher --with torchopt python benchmarks/maml_step.py --cases mlp-1 mlp-5
 
 Sinusoids: MLP 40–40, 25 tasks of 10 + 10 points. Omniglot: four convolutions of 64 channels, 5-way 1-shot, 16 tasks.
-Sinusoids: MLP 40–40, 25 tasks of 10 + 10 points. Omniglot: four convolutions of 64 channels, 5-way 1-shot, 16 tasks.
-turns, a few updates each, so that all see the same machine; what counts is the processor time of the process, as the
-median over turns of the ratio to learn2learn's in the same turn. What is not installed is left out, with a word.
+They take turns, a few updates each, so that all see the same machine; what counts is the processor time of the process,
+as the median over turns of the ratio to learn2learn's in the same turn. What is not installed is left out, with a word.
 Compilations (the first takes minutes) are outside of what is measured, and are reported.
 
 Aims: MLP 30 times learn2learn's rate with one step and 45 with five once compiled, 12 before; CNN 2.4 times in second

@@ -43,8 +43,10 @@ class ConvolutionWithInsert(nn.Conv2d):
     """The same for a convolution: D has its kernel's shape for LoRA, the rest of the factors act on single pixels."""
 
     def __init__(self, layer: nn.Conv2d, kind: Kind, rank: int):
-        places: Any = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        super().__init__(layer.in_channels, layer.out_channels, *places, bias=layer.bias is not None)
+        places: dict[str, Any] = {
+            name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")
+        }
+        super().__init__(layer.in_channels, layer.out_channels, **places, bias=layer.bias is not None)
         self.load_state_dict(layer.state_dict())
         self.kind = kind
         down = layer.weight.shape[1:] if kind == "lora" else (layer.out_channels, 1, 1)

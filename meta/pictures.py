@@ -118,7 +118,7 @@ def _picture(path: Path, channels: int, height: int, width: int) -> NDArray[np.f
             f"{path}: is {picture.width}×{picture.height} pixels and the learner was trained on {width}×{height}; "
             "scale the pictures to that size"
         )
-    values = np.asarray(picture, dtype=np.float32) / 255
+    values = np.asarray(picture, dtype=np.float32) / np.float32(255)
     return values[None] if channels == 1 else values.transpose(2, 0, 1)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from test_training_distributed import _workers
 
+from polyshot.cluster.ray import ray_session
 from polyshot.errors import StudyError
 from polyshot.meta.episodes import build_source
 from polyshot.meta.training import MetaRun
@@ -44,16 +44,15 @@ def waves(folder: Path, **values: Any) -> Study:
     ).with_values(values)
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Ray with two CPUs, and as few processes as Ray Train can do with."""
+@pytest.fixture
+def cluster(tmp_path: Path):
+    """Ray, and as few processes as Ray Train can do with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         patch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
         patch.setenv("RAY_raylet_start_wait_time_s", "120")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
+        with ray_session(waves(tmp_path)):
+            yield
 
 
 @pytest.mark.slow

@@ -247,7 +247,9 @@ def meta(
     if len(result.verdicts):
         _print_table(console, result.verdicts, "meta-learnt over each baseline (positive: better), mean ± paired 95 %")
     console.print(f"\nlearner   {_shown(result.folder) / 'learner'}")
-    console.print(f"adapt     polyshot adapt {_shown(result.folder)} support.csv")
+    support = {"groups": "support.csv", "classes": "support/"}.get(study.meta.episodes.kind)
+    in_python = "in Python: polyshot.meta.saved.SavedLearner.load(learner).adapt(x, y)"
+    console.print(f"adapt     {f'polyshot adapt {_shown(result.folder)} {support}' if support else in_python}")
 
 
 @app.command()
