@@ -83,7 +83,7 @@ def test_platform_stays_the_standard_librarys_in_the_root() -> None:
 # the balancers that look at gradients.
 NOT_YET_IMPORTED = {"torchvision", "learn2learn", "torchjd"}
 # What comes with a requirement: its own core, or a library whose errors it passes on.
-PARTS = {"pydantic-core": "pydantic", "requests": "mlflow", "sqlalchemy": "mlflow"}
+PARTS = {"pydantic-core": "pydantic", "requests": "mlflow", "sqlalchemy": "mlflow", "aiohttp": "ray"}
 
 
 def imported_distributions() -> set[str]:

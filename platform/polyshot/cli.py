@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb runs, so that `polyshot --help` answers 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -44,6 +45,11 @@ Settings = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output, for machines.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew instead of continuing an earlier run.")]
+JobName = Annotated[str, typer.Argument(help="A job, as `polyshot jobs` names it.", metavar="JOB", show_default=False)]
+Address = Annotated[
+    str | None,
+    typer.Option(help="The cluster's Jobs API, http://HOST:8265; else RAY_API_SERVER_ADDRESS, else this machine's."),
+]
 
 
 # --- verbs -----------------------------------------------------------------------------------------------------------
@@ -337,6 +343,101 @@ def sync(study_file: StudyFile) -> None:
     from polyshot.tracking.sync import sync as run_sync
 
     typer.echo(run_sync(Study.load(study_file)))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    verb: Annotated[str, typer.Argument(help="train, search, affinity or meta.", show_default=False)],
+    study_file: StudyFile,
+    address: Address = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow the job; end as it does, with its exit code.")] = False,
+    with_data: Annotated[bool, typer.Option("--with-data", help="Upload tables beside the study file, too.")] = False,
+    cpus: Annotated[float, typer.Option(help="CPUs for the job's own process; else it runs on the head.", min=0)] = 0,
+    gpus: Annotated[float, typer.Option(help="GPUs for the job's own process.", min=0)] = 0,
+) -> None:
+    """Run a verb as a job on a Ray cluster; the verb's own options follow the study."""
+    from polyshot.verbs import submit as on_cluster
+
+    # The verb's options are looked at here: what it would refuse on the cluster is refused now.
+    of_verb = typer.main.get_command(app).commands.get(verb)  # type: ignore[attr-defined]  # it is a group
+    chosen = of_verb.make_context(verb, [str(study_file), *context.args]).params if of_verb else {}
+    study = _load(study_file, chosen.get("settings"))
+    job = on_cluster.submit(
+        verb, study_file, context.args, study=study, address=address, with_data=with_data, cpus=cpus, gpus=gpus
+    )
+    typer.echo(job.id)
+    if not study.tracking.uri and os.environ.get("MLFLOW_TRACKING_URI"):
+        typer.echo("MLFLOW_TRACKING_URI is not sent along: the job records where the nodes' environment says", err=True)
+    if wait:
+        raise typer.Exit(_follow(job.id, address))
+    at = f" --address {address}" if address else ""
+    typer.echo(f"follow    polyshot logs {job.id} -f{at}\nstop      polyshot stop {job.id}{at}", err=True)
+
+
+@app.command()
+def jobs(address: Address = None, as_json: AsJson = False) -> None:
+    """List the jobs of a cluster, the newest first."""
+    from polyshot.verbs.jobs import jobs as list_jobs
+
+    table = list_jobs(address)
+    if as_json:
+        _print_json(table.to_dict(orient="records"))
+        return
+    _print_table(_console(), table, f"{len(table)} jobs")
+
+
+@app.command()
+def status(job: JobName, address: Address = None) -> None:
+    """Print how a job stands."""
+    from polyshot.verbs.jobs import status as look
+
+    found = look(job, address)
+    ended = f", exit code {found.exit_code}" if found.exit_code is not None else ""
+    typer.echo(f"{found.status}{ended}\n{found.command}" + (f"\n{found.message}" if found.message else ""))
+
+
+@app.command()
+def logs(
+    job: JobName,
+    address: Address = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends, and end with its exit code.")
+    ] = False,
+) -> None:
+    """Print what a job has printed."""
+    if follow:
+        raise typer.Exit(_follow(job, address))
+    from polyshot.verbs.jobs import logs as read
+
+    typer.echo(read(job, address), nl=False)
+
+
+@app.command()
+def stop(job: JobName, address: Address = None) -> None:
+    """Ask a job to stop, as Ctrl-C would; the same command goes on from there."""
+    from polyshot.verbs.jobs import stop as ask
+
+    typer.echo("it stops" if ask(job, address) else "it had ended")
+
+
+def _follow(job: str, address: str | None) -> int:
+    """Show what the job prints until it ends; its exit code. Ctrl-C leaves the job running."""
+    from polyshot.verbs.jobs import follow
+
+    def write(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    try:
+        ended = follow(job, address, write=write)
+    except KeyboardInterrupt:
+        at = f" --address {address}" if address else ""
+        typer.echo(
+            f"\nthe job goes on; polyshot logs {job} -f{at} follows it, polyshot stop {job}{at} ends it", err=True
+        )
+        return 130
+    typer.echo(f"{job}: {ended.status}, exit code {ended.exit_code} {ended.message}".rstrip(), err=True)
+    return int(ended.exit_code or 0)
 
 
 @app.command()

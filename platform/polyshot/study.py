@@ -990,8 +990,12 @@ class Study(Section):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        """The study with every default filled in, as a study file."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+        """The study with every default filled in, as a study file; without the credentials of addresses in it.
+
+        Such a file is kept beside runs and models, and read by others: what it lacks comes from the environment then.
+        """
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+        return re.sub(r"(?<=://)[^/\s?#\"'<>]+@", "", text)
 
     # --- variations --------------------------------------------------------------------------------------------------
 
@@ -1088,6 +1092,11 @@ class Study(Section):
             else:
                 same.append(name)
         return tables
+
+    @property
+    def objects(self) -> dict[str, str]:
+        """What the study names as `package.module:name`, which is imported and called, by dotted key."""
+        return dict(_objects(self.to_dict()))
 
     @property
     def stratified_by(self) -> list[list[str]]:
@@ -1232,6 +1241,20 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from _flatten(value, f"{dotted_key}.")
         else:
             yield dotted_key, value
+
+
+def _objects(value: object, *key: str) -> Iterator[tuple[str, str]]:
+    """Python objects are named by a `kind`, a `source` or one of `spaces`, also as a choice of the search for one."""
+    if isinstance(value, str):
+        place = [part for part in ".".join(key).split(".") if part != "choice" and not part.isdigit()]
+        if place[-1] in ("kind", "source", "spaces") and re.match(OBJECT_PATH, value):
+            yield ".".join(key), value
+    elif isinstance(value, Mapping):
+        for name, child in value.items():
+            yield from _objects(child, *key, str(name))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _objects(child, *key, str(index))
 
 
 _FREE_MAPPINGS = {"search.space", "data.arguments", "data.columns", "model.encoder.options"}

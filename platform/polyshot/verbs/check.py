@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyshot.study import CustomEncoder, Study
+from polyshot.study import Study
 
 
 def check(study: Study, *, with_data: bool = False) -> list[str]:
@@ -11,7 +11,7 @@ def check(study: Study, *, with_data: bool = False) -> list[str]:
     Raises:
         PolyshotError: with `with_data`, when the table cannot be read, or the model does not fit it.
     """
-    words = [f"runs code of yours: {path} ({key})" for key, path in _code(study).items()]
+    words = [f"runs code of yours: {path} ({key})" for key, path in study.objects.items()]
     if with_data:
         from polyshot.data.prepare import prepare
         from polyshot.training.loop import TrainingRun
@@ -26,17 +26,3 @@ def check(study: Study, *, with_data: bool = False) -> list[str]:
             words.append(f"task {target.task}: {count} labels for training")
         words.extend(prepared.notes)
     return words
-
-
-def _code(study: Study) -> dict[str, str]:
-    """The keys that name Python objects, which are imported and called."""
-    named = {}
-    for source, tasks in study.tables:
-        if source.is_function:
-            named["data.source" if source is study.data else f"tasks.{tasks[0]}.source"] = str(source.source)
-    if isinstance(study.model.encoder, CustomEncoder):
-        named["model.encoder.kind"] = study.model.encoder.kind
-    for index, space in enumerate(study.search.spaces):
-        if ":" in space:
-            named[f"search.spaces.{index}"] = space
-    return named
