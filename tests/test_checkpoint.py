@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from polyshot.errors import RunError
+from polyshot.run_folder import write_json
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -139,3 +140,16 @@ while True:
     process.wait()
     state = load_checkpoint(path)
     assert (state["weights"] == state["number"]).all()
+
+
+def test_a_full_disk_under_any_file_of_a_run_is_said_and_the_old_file_stays(tmp_path):
+    write_json(tmp_path / "run.json", {"status": "running"})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(RunError, match=r"run.json: cannot be written \(File too large\); make room there"):
+            write_json(tmp_path / "run.json", {"status": "x" * 2000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+    assert "running" in (tmp_path / "run.json").read_text()

@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -137,12 +138,23 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Have `write` fill the file: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Have `write` fill the file: a reader sees the old file or the new one.
+
+    Raises:
+        RunError: when the disk does not take it; what was there before stays.
+    """
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    with partial.open("wb") as file:
-        write(file)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            write(file)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); make room there, or choose another storage"
+        ) from error
 
 
 def _read_state(folder: Path) -> dict[str, Any]:
