@@ -1,5 +1,6 @@
 """Tracking with the real MLflow: what is emitted arrives once, whatever dies, hangs or comes back in between."""
 
+import http.server
 import json
 import math
 import os
@@ -90,6 +91,7 @@ def deaf_port() -> Iterator[int]:
         ("http://127.0.0.1:1", "cannot be reached"),
         (f"http://me:{CANARY}@127.0.0.1:{{deaf}}", "does not answer within 3 s"),
         (f"postgresql://me:{CANARY}@127.0.0.1:1/mlflow", "the database at postgresql://***@127.0.0.1:1/mlflow"),
+        (f"postgresql+pg9://me:{CANARY}@127.0.0.1:1/mlflow", "127.0.0.1:1/mlflow needs the package 'pg9'"),
         ("htp://127.0.0.1:5000", "is no address of an MLflow store"),
         ("mlruns", "is no address of an MLflow store"),
         ("sqlite:///:memory:", "names no file"),
@@ -397,6 +399,69 @@ def test_a_server_that_hangs_slows_nothing_and_what_is_kept_is_sent_once_by_sync
     assert sorted(table["run"]) == ["first", "train-1"]
     run_id = table.index[table["run"] == "train-1"][0]
     assert [step for step, _ in history(server.address, run_id, "loss")] == list(range(1, 1001))
+
+
+class Faulty(http.server.ThreadingHTTPServer):
+    """Stands before a server. While `faulty` it answers 500 to everything, half of which it has passed on before."""
+
+    def __init__(self, behind: str):
+        super().__init__(("127.0.0.1", 0), _PassOn)
+        self.behind = behind
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.faulty = False
+        self.refused: list[str] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class _PassOn(http.server.BaseHTTPRequestHandler):
+    server: Faulty
+
+    def answer(self) -> None:
+        import requests
+
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {name: value for name, value in self.headers.items() if name != "Host"}
+        status, content = 500, b"Internal Server Error"
+        if self.server.faulty:
+            self.server.refused.append(self.path)
+        if not self.server.faulty or len(self.server.refused) % 2:
+            passed = requests.request(
+                self.command, self.server.behind + self.path, data=body, headers=headers, timeout=60
+            )
+            if not self.server.faulty:
+                status, content = passed.status_code, passed.content
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815 - the names that the library looks for
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_a_server_that_answers_500_has_every_point_once_when_it_is_well_again(server, tmp_path):
+    front = Faulty(server.address)
+    try:
+        study = study_in(tmp_path, "faulty", tracking={"uri": front.address})
+        tracker = Tracker.open(study)
+        front.faulty = True
+        run = tracker.start_run("train-1", "train-1")
+        for step in range(1, 501):
+            run.log_metrics({"loss": 1 / step}, step=step)
+        run.end()
+        until(lambda: len(front.refused) >= 6)
+        assert "500" in files.State.load(tracker._folder).trouble
+        front.faulty = False
+        assert tracker.close(PATIENCE) is None
+        table = runs_table(study)
+        assert list(table["status"]) == ["FINISHED"]
+        assert [step for step, _ in history(server.address, table.index[0], "loss")] == list(range(1, 501))
+    finally:
+        front.shutdown()
+        front.server_close()
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

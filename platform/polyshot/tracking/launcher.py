@@ -123,6 +123,7 @@ class _Launcher:
 
 def main() -> None:
     """Fork a writer for each connection that arrives, until the producer, at the other end of standard input, ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who stops a whole tree of processes means the producer
     for module in sys.argv[1:]:
         importlib.import_module(module)
     gc.freeze()  # what is loaded is shared by all writers, and stays so

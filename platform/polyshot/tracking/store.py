@@ -10,6 +10,7 @@ import os
 import re
 import socket
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -125,6 +126,12 @@ class Store:
             )
 
     def _check_database(self, address: SplitResult, port: int) -> None:
+        kind, _, driver = address.scheme.lower().partition("+")
+        driver = driver or "psycopg"  # as SQLAlchemy
+        if kind == "postgresql" and find_spec(driver) is None:
+            raise TrackingError(
+                f"{self.origin}: {self.shown} needs the package '{driver}'; install it (psycopg: polyshot[postgresql])"
+            )
         try:
             if not address.hostname:
                 raise ValueError

@@ -85,7 +85,7 @@ def train_distributed(
     return distribute(study, Work(_multi_task, TrainingRun.epochs, prepared), folder, on_epoch=on_epoch)
 
 
-def _multi_task(study: Study, prepared: Prepared, device: torch.device, world: World) -> TrainingRun:
+def _multi_task(study: Study, prepared: TrainingData, device: torch.device, world: World) -> TrainingRun:
     def wrap(model: nn.Module) -> nn.Module:
         # Buffers are averaged by the loop, once an epoch.
         return model if world.size == 1 else DistributedDataParallel(model, forward_sync_buffers=False)
