@@ -403,8 +403,8 @@ if __name__ == "__main__":
 """
 
 
-def interrupted(folder: Path, when: Callable[[int], bool], how: signal.Signals) -> int:
-    """Runs the search of `folder` in a process of its own, which gets a signal; returns its exit code."""
+def killed(folder: Path, when: Callable[[int], bool]) -> int:
+    """Runs the search of `folder` in a process of its own, which is killed; returns its exit code."""
     (folder / "script.py").write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with subprocess.Popen(
@@ -414,9 +414,20 @@ def interrupted(folder: Path, when: Callable[[int], bool], how: signal.Signals) 
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip().isdigit() and when(int(line)):
-                process.send_signal(how)
+                process.kill()
                 break
         return process.wait(60)
+
+
+class Impatient(Progress):
+    """Presses Ctrl-C when so many trials have ended."""
+
+    def __init__(self, trials: int):
+        self._trials = trials
+
+    def advance(self, activity: str, completed: int, words: str = "") -> None:  # noqa: ARG002
+        if activity == "search" and completed == self._trials:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.slow
@@ -434,12 +445,13 @@ def test_a_search_that_is_killed_and_then_interrupted_goes_on_and_repeats_no_tri
         trials = open_study(study, folder / "optuna.journal", direction).trials
         return {t.number: (t.state, t.params, t.value, t.datetime_complete) for t in trials if t.state.is_finished()}
 
-    assert interrupted(tmp_path, lambda done: done >= 2, signal.SIGKILL) == -signal.SIGKILL
+    assert killed(tmp_path, lambda done: done >= 2) == -signal.SIGKILL
     after_kill = ended()
     assert 2 <= len(after_kill) < 7
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
 
-    assert interrupted(tmp_path, lambda done: done >= 4, signal.SIGINT) != 0
+    with pytest.raises(KeyboardInterrupt):
+        search(Study.load(tmp_path / "study.yaml"), progress=Impatient(4))
     after_interrupt = ended()
     assert 4 <= len(after_interrupt) < 7
     assert json.loads((folder / "run.json").read_text())["status"] == "running"

@@ -74,7 +74,7 @@ def trained(tmp_path_factory) -> tuple[Path, list[polyshot.verbs.train.TrainResu
 def test_a_result_is_over_its_seeds_and_each_seed_is_told(trained):
     _, (_, result), _ = trained
     assert list(dict.fromkeys(result.seeds["seed"])) == list(dict.fromkeys(result.curves["seed"])) == [5, 6, 7]
-    parts = [part.reset_index(drop=True) for _, part in result.seeds.groupby("seed")]
+    parts = [part.drop(columns="seed").reset_index(drop=True) for _, part in result.seeds.groupby("seed")]
     assert len({part["multi_task"].iloc[0] for part in parts}) == 3
     assert len({part["single_task"].iloc[0] for part in parts}) == 3  # each has baselines of its own
     expected, _ = across_seeds(parts)

@@ -1138,16 +1138,16 @@ def json_schema() -> dict[str, Any]:
 def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     """What no section can check alone: names that must agree, and the search space against the schema."""
     targets = study.targets
-    everything = [column for columns in targets.values() for column in columns]
-    for name, columns in targets.items():
+    owners: dict[str, str] = {}
+    # A column that is called like a task is that task's.
+    for name, columns in sorted(targets.items(), key=lambda item: item[1] != [item[0]]):
         for column in dict.fromkeys(columns):
+            owner = owners.setdefault(column, name)
             if columns.count(column) > 1:
                 yield ("tasks", name, "target"), f"names '{column}' {columns.count(column)} times; keep one"
-            elif everything.count(column) > 1 and study.tasks[name].source is None:
-                yield (
-                    ("tasks", name),
-                    f"another task has the target column '{column}' too; give each a column of its own",
-                )
+            elif owner != name and None in (study.tasks[name].source, study.tasks[owner].source):
+                message = f"task '{owner}' has the target column '{column}' too; give each a column of its own"
+                yield ("tasks", name), message
             if column in (study.data.features or []):
                 word = "the target" if len(columns) == 1 else "a label"
                 yield ("data", "features"), f"'{column}' is {word} of task '{name}'; remove it from the features"
@@ -1162,7 +1162,7 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
         if clashing := [label for label in labels if f"{name}_{label}" in study.tasks]:
             message = f"the prediction of its label '{clashing[0]}' is called like the task '{name}_{clashing[0]}'"
             yield ("tasks", name), f"{message}; rename one of the tasks"
-    if study.data.group in everything:
+    if study.data.group in owners:
         yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
     yield from _sharing_disagreements(study)
     episodes = study.meta.episodes

@@ -161,6 +161,8 @@ def sentence(detail: ErrorDetails, key: Key, known_keys: list[str]) -> str:
             return f"must be letters, digits, '_' and '-' and start with a letter or a digit, got {given!r}"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"must be a section with keys of its own, got {_short(given)}"
+        case "too_short" if context["min_length"] > 1:
+            return f"must hold at least {context['min_length']}, got {_short(given)}"
         case "too_short" | "string_too_short":
             return "must not be empty"
         case _:
