@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_training_distributed import _workers
+from torch import multiprocessing
 
 from polyshot.cluster.ray import ray_session
 from polyshot.errors import StudyError
 from polyshot.meta.episodes import build_source
 from polyshot.meta.training import MetaRun
 from polyshot.study import Study
-from polyshot.verbs.meta import meta_learn, train_distributed
+from polyshot.training.checkpoint import load_checkpoint
+from polyshot.training.distributed import Meeting, follow, lead
+from polyshot.training.loop import Epoch
+from polyshot.training.world import World
+from polyshot.verbs.meta import begin, meta_learn, train_distributed
 
 pytestmark = pytest.mark.timeout(900)  # a group of workers takes ten seconds to start, on a busy machine a minute
 
@@ -44,13 +53,66 @@ def waves(folder: Path, **values: Any) -> Study:
     ).with_values(values)
 
 
+# --- the workers' part of it, without Ray ----------------------------------------------------------------------------
+
+
+def _worker(rank: int, folder: str) -> None:
+    """Two lives: the first is asked to stop between two looks, the second goes on to the end."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting-place", rank=rank, world_size=2)
+    study, meeting = waves(Path(folder)), Meeting(Path(folder))
+    for life in range(2):
+        run = begin(study, build_source(study), torch.device("cpu"), World(rank, 2))
+        if (state := load_checkpoint(meeting.checkpoint)) is not None:
+            run.load_state_dict(state)
+        parts = MetaRun.iterations(run)
+        if rank == 0:
+            assert lead(run, _stopping_at(250, parts, meeting) if life == 0 else parts, meeting) is None
+            meeting.stop.unlink(missing_ok=True)
+        else:
+            follow(run, parts)
+        torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def _stopping_at(iteration: int, parts: Iterator[Epoch | None], meeting: Meeting) -> Iterator[Epoch | None]:
+    for number, part in enumerate(parts, 1):
+        if number == iteration:
+            meeting.stop.touch()
+        yield part
+
+
+def _lives(folder: Path) -> list[list[int]]:
+    """The epochs that each life of the workers wrote down."""
+    lives = (folder / "epochs.jsonl").read_text().split("\n\n")
+    return [[json.loads(line)["number"] for line in life.strip().split("\n")] for life in lives]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo over a file")
+def test_workers_that_were_stopped_go_on_to_the_run_of_one_process(tmp_path: Path) -> None:
+    multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
+    first, second = _lives(tmp_path)
+    assert first in ([1, 2], [1, 2, 3])  # asked at 250 of 1,000 iterations, with a look after every hundred
+    assert [*first, *second] == list(range(1, 11))
+    study = waves(tmp_path)
+    alone, ended = (MetaRun(study, build_source(study)) for _ in range(2))
+    list(alone.epochs())
+    ended.load_state_dict(load_checkpoint(tmp_path / "checkpoint.pt"))
+    assert ended.finished
+    for mine, theirs in zip(ended.history, alone.history, strict=True):
+        assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-3)
+
+
+# --- under Ray Train -------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture
 def cluster(tmp_path: Path):
     """Ray, and as few processes as Ray Train can do with."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         patch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
-        patch.setenv("RAY_raylet_start_wait_time_s", "120")
+        patch.setenv("RAY_raylet_start_wait_time_s", "300")
         with ray_session(waves(tmp_path)):
             yield
 
@@ -72,8 +134,7 @@ def test_a_killed_worker_is_replaced_and_the_run_is_that_of_one_undisturbed_proc
     undisturbed, ended = MetaRun(study, source), MetaRun(study, source)
     list(undisturbed.epochs())
     ended.load_state_dict(state)
-    lives = (tmp_path / "run" / "epochs.jsonl").read_text().count("\n\n")
-    assert killed and lives >= 1
+    assert killed and len(_lives(tmp_path / "run")) > 1
     assert told == list(range(1, 11)) and ended.finished
     for mine, theirs in zip(ended.history, undisturbed.history, strict=True):
         assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-2)

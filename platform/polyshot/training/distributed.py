@@ -307,7 +307,7 @@ def _work(job: dict[str, Any]) -> PolyshotError | None:
     parts = work.parts(run)
     if world.rank == 0:
         return lead(run, parts, meeting)
-    _follow(run, parts)
+    follow(run, parts)
     return None
 
 
@@ -333,7 +333,8 @@ def lead(run: DistributedRun, parts: Iterator[Epoch | None], meeting: Meeting) -
     return fault
 
 
-def _follow(run: DistributedRun, parts: Iterator[Epoch | None]) -> None:
+def follow(run: DistributedRun, parts: Iterator[Epoch | None]) -> None:
+    """The other workers train along, as long as the first one wants to."""
     for _ in parts:
         if _agreed(run, False):
             return
