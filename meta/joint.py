@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from polyshot.data.labels import LabelLayout
 from polyshot.errors import Problem, StudyError
 from polyshot.meta.episodes import EpisodeSource, Groups
 from polyshot.meta.learners import Learner
@@ -39,6 +40,7 @@ class JointTraining:
         self._study = study
         self._rows = source.pooled.to(device)
         self._layout = HeadLayout.of(source.targets)
+        self._labels = LabelLayout.of(source.targets)
         self._losses = TaskLosses(study, source.targets, self._layout)
         self._task_weights = torch.tensor(list(study.task_weights.values()), device=device)
         self._features = int(learner.network.head.in_features)
@@ -56,7 +58,7 @@ class JointTraining:
         generator = torch.Generator().manual_seed(derive_seed(self._study.seed, "joint rows", iteration))
         count = min(self._study.training.batch_size, len(self._rows))
         chosen = torch.randint(len(self._rows), (count,), generator=generator).to(self._rows.features.device)
-        labelled = self._rows.mask[chosen].sum(0).clamp(min=1)
+        labelled = self._labels.totals(self._rows.mask[chosen].sum(0)).clamp(min=1)
         mine = world.share(chosen)
         features = self._body(weights, self._rows.features[mine].unsqueeze(0))[0]
         outputs = nn.functional.linear(features, weights[f"{HEADS}weight"], weights[f"{HEADS}bias"])

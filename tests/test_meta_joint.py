@@ -125,6 +125,19 @@ def test_the_learner_that_is_kept_has_no_heads_of_the_study_and_adapts_as_any_ot
     assert made.evaluate("test", 10, 1).metrics.isfinite().all()
 
 
+def test_a_task_of_several_labels_is_learnt_beside_the_others_as_the_mean_of_its_labels() -> None:
+    table = schools().assign(early=[0, 1, 1, 0] * 90, late=[1, None, 0, 0] * 90)
+    tasks = {"score": {"kind": "regression"}, "times": {"kind": "multilabel", "target": ["early", "late"]}}
+    made = study(tasks=tasks, **{"training.batch_size": 10_000})
+    source = build_source(made, table)
+    joint = JointTraining(made, source, MetaRun(made, source).learner, CPU)
+    heads = {name: torch.zeros_like(value) for name, value in joint.weights().items()}
+    weights = MetaRun(made, source).learner.weights() | heads
+    loss = np.mean([joint.loss(weights, iteration, World()).item() for iteration in range(50)])
+    # Predictions by zero: the mean square of the scores, and log 2 for every label that is known.
+    assert loss == pytest.approx(0.5 * source.pooled.targets[:, 0].square().mean().item() + 0.5 * np.log(2), rel=0.03)
+
+
 def test_episodes_that_are_made_of_no_table_are_refused() -> None:
     made = Study.from_dict({"name": "waves", "meta": {"episodes": {"kind": "sinusoids"}, "joint": {"weight": 1.0}}})
     with pytest.raises(StudyError, match="meta.joint"):
