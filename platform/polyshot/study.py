@@ -84,8 +84,9 @@ class Source(Section):
     source: str | None = Field(
         None,
         min_length=1,
-        description="A CSV or Parquet file, a folder or a glob of them (relative to the study file), or "
-        "`package.module:function` that returns a pandas DataFrame. Every task has one of its own or shares `data`'s.",
+        description="A CSV or Parquet file, a folder or a glob of them (relative to the study file, or an address such "
+        "as `s3://bucket/table.parquet`), or `package.module:function` that returns a pandas DataFrame. Every task has "
+        "one of its own or shares `data`'s.",
     )
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of the source function.")
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyshot.data.columns import with_text_names
+from polyshot.data.remote import fetched
 from polyshot.errors import DataError, PolyshotError, did_you_mean
 from polyshot.plugins import load_object
 from polyshot.study import Source
@@ -45,12 +46,15 @@ def read_table(source: Source, folder: Path, place: str = "data") -> pd.DataFram
 def read_path(source: str, folder: Path) -> pd.DataFrame:
     """The rows of a CSV or Parquet file, of all of them in a folder, or of all that match a glob.
 
-    `source` is relative to `folder` unless absolute. Files are read in the order of their names; their rows are
-    numbered from 0.
+    `source` is relative to `folder` unless absolute, or an address (see `data.remote`). Files are read in the order of
+    their names; their rows are numbered from 0.
 
     Raises:
         DataError: when a file cannot be read, none is there, or their columns differ.
     """
+    if "://" in source:
+        with fetched(source) as copies:
+            return read_path(str(copies), copies)
     paths = _table_files(source, folder)
     tables = [_read_file(path) for path in paths]
     for path, table in zip(paths[1:], tables[1:], strict=True):
@@ -66,8 +70,6 @@ def read_path(source: str, folder: Path) -> pd.DataFrame:
 
 
 def _table_files(source: str, folder: Path) -> list[Path]:
-    if "://" in source:
-        raise DataError(f"{source}: web addresses are not read; download the file and give its path")
     path = folder / Path(source).expanduser()
     if path.is_file():
         if _format(path) is None:
