@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from polyshot.verbs.meta_search import meta_search
     from polyshot.verbs.predict import predict
     from polyshot.verbs.search import search
+    from polyshot.verbs.submit import submit
     from polyshot.verbs.train import train
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "meta_search",
     "predict",
     "search",
+    "submit",
     "train",
 ]
 
@@ -51,6 +53,7 @@ _LAZY = {
     "meta_search": "polyshot.verbs.meta_search",
     "predict": "polyshot.verbs.predict",
     "search": "polyshot.verbs.search",
+    "submit": "polyshot.verbs.submit",
     "train": "polyshot.verbs.train",
 }
 
