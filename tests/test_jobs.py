@@ -244,15 +244,22 @@ def listens(port: int) -> bool:
 def head() -> Iterator[Head]:
     folder = Path(tempfile.mkdtemp(prefix="psj-", dir="/tmp"))  # a socket's path must be short
     [dashboard] = free_ports(1)
-    for _ in range(3):  # Ray gives a node half a minute to come up, which a busy machine may need more than once
-        process = start_head(folder, dashboard)
-        until(lambda running=process: "Ray runtime started" in started(folder) or running.poll() is not None, 120)
-        if process.poll() is None:
-            break
-    until(lambda: listens(dashboard), 60)
-    yield Head(f"http://127.0.0.1:{dashboard}", folder)
-    end_head(process)
-    shutil.rmtree(folder, ignore_errors=True)
+    process = start_head(folder, dashboard)
+    try:
+        for _ in range(2):  # Ray gives a node half a minute to come up, which a busy machine may need more than once
+            if not comes_up(process, folder):
+                process = start_head(folder, dashboard)
+        assert comes_up(process, folder), started(folder)
+        until(lambda: listens(dashboard), 120)
+        yield Head(f"http://127.0.0.1:{dashboard}", folder)
+    finally:
+        end_head(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def comes_up(process: subprocess.Popen[bytes], folder: Path) -> bool:
+    until(lambda: "Ray runtime started" in started(folder) or process.poll() is not None, 120)
+    return process.poll() is None
 
 
 def started(folder: Path) -> str:

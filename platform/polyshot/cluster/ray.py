@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from polyshot.errors import ResourceError
 from polyshot.study import Study
@@ -22,7 +25,9 @@ _STARTS = 3  # Ray gives a node half a minute to come up, which a machine at its
 _EMBEDDED = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux as well: a node that listens on loopback only
 }
+_CONSTANTS = ("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "ENABLE_RAY_CLUSTER")
 _TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"  # noqa: S105
 
 
@@ -45,10 +50,11 @@ def ray_session(study: Study) -> Iterator[None]:
     try:
         if address == "local":
             os.environ.update({name: os.environ.get(name, value) for name, value in _EMBEDDED.items()})
-            with _in_this_environment():
+            with _alone_on_this_machine():
                 _start()
         else:
             _join(address, study)
+            check_shared(study.storage_folder)
         yield
     finally:
         ray.shutdown()
@@ -64,20 +70,55 @@ def nodes() -> Sequence[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-@contextmanager
-def _in_this_environment() -> Iterator[None]:
-    """Started by `uv run`, Ray would pack up the current folder and build an environment from it for every worker.
+def check_shared(folder: Path) -> None:
+    """See that every node of the cluster has `folder`, where runs are kept.
 
-    On one machine the workers can use the driver's. Ray reads its variable for that when it is imported, which may have
-    been long before.
+    Raises:
+        ResourceError: when one has not: what its workers write there would be lost.
     """
-    constants, name = ray._private.ray_constants, "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
-    before = getattr(constants, name, None)
-    setattr(constants, name, False)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) == 1:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"storage: {folder} cannot be made ({error.strerror}); choose another") from error
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-by-all-nodes-") as probe:
+        asked = {
+            str(node["NodeManagerAddress"]): _sees.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(probe.name)
+            for node in alive
+        }
+        blind = [address for address, answer in asked.items() if not ray.get(answer)]
+    if blind:
+        raise ResourceError(
+            f"storage: {folder} is not the same folder on all nodes ({', '.join(sorted(blind))} cannot see it); give "
+            "an absolute path on storage that they share"
+        )
+
+
+@ray.remote
+def _sees(path: str) -> bool:
+    return Path(path).exists()
+
+
+@contextmanager
+def _alone_on_this_machine() -> Iterator[None]:
+    """Has the node listen on loopback, and its workers use the driver's environment.
+
+    Started by `uv run`, Ray would pack up the current folder and build an environment from it for every worker. It
+    reads its variables for both when it is imported, which may have been long before.
+    """
+    constants = ray._private.ray_constants
+    before = {name: getattr(constants, name, None) for name in _CONSTANTS}
+    for name in before:
+        setattr(constants, name, False)
     try:
         yield
     finally:
-        setattr(constants, name, before)
+        for name, value in before.items():
+            setattr(constants, name, value)
 
 
 def _start() -> None:
