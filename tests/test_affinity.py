@@ -223,7 +223,7 @@ def test_a_group_s_study_names_its_tasks_only_and_never_learns_from_the_others_t
     group = of_tasks(study, ["region", "price"])
     assert list(group.tasks) == ["price", "region"]
     assert group.data.ignore == ["sold"]
-    assert group.data.split.stratify == "sold"  # the rows of each split stay the same
+    assert group.data.split.stratify == ["sold"]  # the rows of each split stay the same
     assert group.model.sharing.depths == {"price": 1}
     assert group.search.objective == "improvement"
     assert list(group.search.space) == ["training.epochs"]
