@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("training",),
     ("saved_model", "results", "outcomes"),
     ("training.distributed", "report"),
-    ("searching", "meta", "affinities"),
+    ("searching", "meta", "affinities", "transfer"),
     ("verbs", "display"),
     ("cli", "__init__"),
     ("__main__",),
@@ -34,6 +34,7 @@ HOMES = {
     "learn2learn": ("meta",),
     "torchjd": ("balancing",),
     "typer": ("cli",),
+    "peft": ("transfer",),
 }
 
 HEAVY = {

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polyshot.verbs.search import search
     from polyshot.verbs.submit import submit
     from polyshot.verbs.train import train
+    from polyshot.verbs.transfer import transfer
 
 __all__ = [
     "PolyshotError",
@@ -37,6 +38,7 @@ __all__ = [
     "search",
     "submit",
     "train",
+    "transfer",
 ]
 
 # OpenMP's threads wait for each other by spinning. Where another process has a core, torch then takes twenty times as
@@ -55,6 +57,7 @@ _LAZY = {
     "search": "polyshot.verbs.search",
     "submit": "polyshot.verbs.submit",
     "train": "polyshot.verbs.train",
+    "transfer": "polyshot.verbs.transfer",
 }
 
 

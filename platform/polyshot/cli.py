@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from polyshot.verbs.meta_search import MetaSearchResult
     from polyshot.verbs.search import SearchResult
     from polyshot.verbs.train import TrainResult
+    from polyshot.verbs.transfer import TransferResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -273,6 +274,35 @@ def adapt(
     result = run_adapt(run, support, steps=steps, storage=storage)
     kind, place = ("pictures", "pictures/") if Path(support).is_dir() else ("rows", "rows.csv")
     typer.echo(f"adapted to {result.rows} labelled {kind}\npredict   polyshot predict {_shown(result.folder)} {place}")
+
+
+@app.command()
+def transfer(
+    study_file: StudyFile,
+    settings: Settings = None,
+    fresh: Fresh = False,
+    as_json: AsJson = False,
+) -> None:
+    """Move what was learned elsewhere to this study's tasks by several methods; tell whether each helped or hurt."""
+    study = _load(study_file, settings)
+    with _at_work(study, "transfer") as display:
+        from polyshot.verbs.transfer import transfer as run_transfer
+
+        result = run_transfer(study, fresh=fresh, progress=display)
+    if as_json:
+        _print_json(
+            {
+                "table": result.table.to_dict(orient="records"),
+                "recommended": result.recommended,
+                "method": result.method,
+                "folder": str(result.folder),
+                "mlflow_run_id": result.mlflow_id,
+            }
+        )
+        return
+    console = _console()
+    _print_transfer(console, result)
+    _print_next(console, study, result.folder)
 
 
 @app.command()
@@ -572,6 +602,47 @@ def _print_verdict(console: Console, study: Study, result: TrainResult | SearchR
     for words, tasks in sentences.items():
         if tasks:
             console.print(f"{words}: {', '.join(tasks)}.")
+
+
+def _print_transfer(console: Console, result: TransferResult) -> None:
+    """For each task, methods beside training from scratch at each budget; then what is recommended."""
+    import pandas as pd
+
+    from polyshot.study import SCRATCH
+
+    for task, rows in result.table.groupby("task", sort=False):
+        metric = rows["metric"].iloc[0]
+        console.print(f"\n{task}: {metric} on test and its difference from scratch (positive: better), 95 % intervals")
+        needed = rows["scratch_labels"].round().astype(int).astype(str)
+        shown = pd.DataFrame(
+            {
+                "labels": rows["labels"],
+                "method": rows["method"],
+                metric: rows["value"],
+                "interval": _intervals(rows["low"], rows["high"]),
+                "difference": rows["difference"].map("{:+.4g}".format),
+                "its interval": _intervals(rows["difference_low"], rows["difference_high"]),
+                "verdict": rows["verdict"],
+                "scratch needs": rows["is_more"].map({True: "> ", False: ""})
+                + rows["is_fewer"].map({True: "< ", False: ""})
+                + needed,
+                "steps": rows["steps"].round().astype(int),
+                "seconds": rows["seconds"].round(2),
+            }
+        )
+        shown.loc[rows["method"] == SCRATCH, ["difference", "its interval", "scratch needs"]] = None
+        _print_table(console, shown, "")
+    console.print(
+        "\nscratch needs: labels with which training from scratch gets as far; steps: until within 5 % of the end"
+    )
+    for budget, method in result.recommended.items():
+        console.print(f"Recommended with {f'{budget} labels' if budget != 'all' else 'all labels'}: {method}.")
+    if result.method != list(result.recommended.values())[-1]:
+        console.print(f"The guard gives back {result.method}: no transferred model is better on validation.")
+
+
+def _intervals(low: pd.Series, high: pd.Series) -> list[str | None]:
+    return [None if a != a else f"{a:.4g} to {b:.4g}" for a, b in zip(low, high, strict=True)]
 
 
 def _print_groups(console: Console, study_file: Path, result: AffinityResult) -> None:

@@ -108,7 +108,7 @@ def _numbers(study: Study, verb: str) -> list[int]:
     return [int(name) for name in names if name.isdigit()]
 
 
-def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search")) -> Path:
+def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search", "transfer")) -> Path:
     """The folder of the study's newest run that has a model.
 
     Raises:

@@ -72,14 +72,22 @@ class Features:
 
     Attributes:
         columns: the input columns that are used.
-        kinds: the kind of each.
+        kinds: the kind of each column that was fitted.
+        blank: those of them that are not used: they count as missing in every row.
         names: the outputs, [F].
         notes: one sentence for each column that was left out, and why.
     """
 
-    def __init__(self, kinds: Mapping[str, ColumnKind], transformer: ColumnTransformer, notes: Sequence[str]):
+    def __init__(
+        self,
+        kinds: Mapping[str, ColumnKind],
+        transformer: ColumnTransformer,
+        notes: Sequence[str],
+        blank: Sequence[str] = (),
+    ):
         self.kinds = dict(kinds)
-        self.columns = list(self.kinds)
+        self.blank = list(blank)
+        self.columns = [name for name in self.kinds if name not in self.blank]
         self.notes = list(notes)
         self._transformer = transformer
         self.names = list(self._output_names())
@@ -125,6 +133,7 @@ class Features:
             )
         if not len(table):
             return np.empty((0, len(self.names)), dtype=np.float32)
+        table = table.assign(**dict.fromkeys(self.blank, np.nan))
         with np.errstate(over="ignore"):
             outputs: NDArray[np.float32] = self._transformer.transform(_inputs(table, self.kinds)).astype(np.float32)
         if not np.isfinite(outputs).all():
@@ -132,13 +141,17 @@ class Features:
             raise DataError(f"the column '{name}' holds numbers too large for float32 once standardised; correct them")
         return outputs
 
+    def blanking(self, columns: Sequence[str]) -> Features:
+        """The same reading with some columns that count as missing in every row, whether a table has them or not."""
+        return Features(self.kinds, self._transformer, self.notes, columns)
+
     def _output_names(self) -> Iterator[str]:
         labels = _input_labels(self.kinds)
         for block, transformer, inputs in self._transformer.transformers_:
             match block:
                 case "missing":
                     yield from (
-                        f"{self.columns[_position(inputs[index])]} is missing" for index in transformer.features_
+                        f"{list(self.kinds)[_position(inputs[index])]} is missing" for index in transformer.features_
                     )
                 case "categorical":
                     rare_of = transformer.infrequent_categories_ if transformer.max_categories else [None] * len(inputs)
@@ -157,7 +170,8 @@ class Features:
 
         folder.mkdir(parents=True, exist_ok=True)
         skops.io.dump(self._transformer, folder / STATE_FILE)
-        text = json.dumps({"kinds": self.kinds, "notes": self.notes}, indent=2, ensure_ascii=False)
+        state = {"kinds": self.kinds, "notes": self.notes, "blank": self.blank}
+        text = json.dumps(state, indent=2, ensure_ascii=False)
         (folder / KINDS_FILE).write_text(text, encoding="utf-8")
 
     @classmethod
@@ -172,7 +186,7 @@ class Features:
         try:
             state = json.loads((folder / KINDS_FILE).read_text(encoding="utf-8"))
             transformer = skops.io.load(folder / STATE_FILE, trusted=TRUSTED_TYPES)
-            return cls(state["kinds"], transformer, state["notes"])
+            return cls(state["kinds"], transformer, state["notes"], state.get("blank", ()))
         except Exception as error:  # a damaged file can fail anywhere in JSON, zip, skops or scikit-learn
             raise RunError(
                 f"{folder}: the model's features cannot be read ({type(error).__name__}: {error}); save the model anew"

@@ -44,6 +44,13 @@ class MultiTaskModel(nn.Module):
         """The sharing scheme's term of the loss [], to be added to the balanced task losses (0 for most schemes)."""
         return self.sharing.penalty()
 
+    def begin_epoch(self, number: int) -> None:
+        """Called before each epoch of training, from 1, for what changes from one to the next."""
+
+    def learning_rates(self) -> Sequence[tuple[Rows, float]]:
+        """Parameters that learn at another rate than the others, each with its factor."""
+        return ()
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """The parameters that more than one task's loss may reach; where tasks pull against each other."""
         own = {id(part.parameter) for task in range(len(self.layout.columns)) for part in self.task_parameters(task)}

@@ -124,7 +124,7 @@ def paired_intervals(pairs: Sequence[Pair], groups: NDArray[np.int64] | None, se
         groups: [N], the group of each row of the split, or None where rows are independent.
     """
     changes = np.full((len(pairs), RESAMPLES), np.nan)
-    for resamples, counts in _draws(len(pairs[0].known), groups, seed):
+    for resamples, counts in draws(len(pairs[0].known), groups, seed):
         for place, pair in enumerate(pairs):
             changes[place, resamples] = pair.improvements(counts)
     return Intervals(
@@ -132,7 +132,7 @@ def paired_intervals(pairs: Sequence[Pair], groups: NDArray[np.int64] | None, se
     )
 
 
-def _draws(rows: int, groups: NDArray[np.int64] | None, seed: int) -> Iterator[tuple[slice, Counts]]:
+def draws(rows: int, groups: NDArray[np.int64] | None, seed: int) -> Iterator[tuple[slice, Counts]]:
     """The resamples, some at a time: which of them, and how often each has each row [N, r].
 
     None where there is one row or one group: it is drawn every time, which says nothing of any other.

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from polyshot.balancing import LossBalancer, build_balancer
+from polyshot.balancing import Balancer, LossBalancer, build_balancer
 from polyshot.balancing.backward import build_backward
 from polyshot.data.prepare import Examples, TrainingData
 from polyshot.errors import PolyshotError, ResourceError
-from polyshot.models.multitask import build_model
+from polyshot.models.multitask import MultiTaskModel, build_model
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
 from polyshot.training.losses import TaskLosses
@@ -65,8 +65,15 @@ class TrainingRun:
         device: torch.device | None = None,
         world: World | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+        model: MultiTaskModel | None = None,
+        balancer: Balancer | None = None,
     ):
-        """`wrap` makes the model data-parallel where `world` has more than one worker."""
+        """
+        Args:
+            wrap: makes the model data-parallel where `world` has more than one worker.
+            model: trained in place of a fresh one of the study's.
+            balancer: in place of the study's.
+        """
         self.study = study
         self.world = world or World()
         self.device = device or choose_device(study)
@@ -77,16 +84,20 @@ class TrainingRun:
         self._targets = data.targets
         self._labels = data.labels
 
-        self.model = build_model(study, self._train.features.shape[1], data.targets).to(self.device)
+        model = model or build_model(study, self._train.features.shape[1], data.targets)
+        self.model = model.to(self.device)
         self._losses = TaskLosses(study, data.targets, self.model.layout)
         self._task_weights = torch.tensor(list(study.task_weights.values()), device=self.device)
-        self.balancer = build_balancer(study).to(self.device)
+        self.balancer = (balancer or build_balancer(study)).to(self.device)
         self._optimiser = build_optimiser(
             study.training.optimiser, self.model.parameters(), without_decay=self.balancer.parameters()
         )
         factors = [task.learning_rate_factor for task in study.tasks.values()]
         self._task_rates = TaskRates(
-            [(rows, factor) for task, factor in enumerate(factors) for rows in self.model.task_parameters(task)]
+            [
+                *((rows, factor) for task, factor in enumerate(factors) for rows in self.model.task_parameters(task)),
+                *self.model.learning_rates(),
+            ]
         )
         self._sampler = build_sampler(study, self._labels.labelled(self._train.mask))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._settings.precision == "float16")
@@ -142,6 +153,7 @@ class TrainingRun:
     def _train_epoch(self, number: int) -> float:
         """One pass over the training rows; returns the weighted mean loss."""
         data, world = self._train, self.world
+        self.model.begin_epoch(number)
         self._forward.train()
         loss_sums = torch.zeros(len(self._targets), device=self.device)
         label_counts = torch.zeros(len(self._targets), dtype=torch.long, device=self.device)

@@ -7,6 +7,7 @@ study's `model.encoder` to a class; a new encoder is one file here, one section 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from polyshot.errors import RunError
 from polyshot.models.encoders.mlp import MLPEncoder
 from polyshot.plugins import load_object
 from polyshot.study import MLP, Study
+from polyshot.study import Encoder as EncoderSettings
 
 
 class Encoder(Protocol):
@@ -35,15 +37,19 @@ class LayeredEncoder(Encoder, Protocol):
 
 
 def build_encoder(study: Study, inputs: int) -> nn.Module:
-    """A fresh encoder for rows of `inputs` features.
+    """A fresh encoder of the study's for rows of `inputs` features; raises what `make_encoder` raises."""
+    return make_encoder(study.model.encoder, inputs, study.folder)
+
+
+def make_encoder(settings: EncoderSettings, inputs: int, folder: Path = Path()) -> nn.Module:
+    """A fresh encoder; one of the user's may stand in `folder`.
 
     Raises:
         RunError: when the user's own encoder cannot be imported, built, or says no `outputs`.
     """
-    settings = study.model.encoder
     if isinstance(settings, MLP):
         return MLPEncoder(inputs, settings)
-    make = load_object(settings.kind, study.folder, "model.encoder.kind")
+    make = load_object(settings.kind, folder, "model.encoder.kind")
     try:
         encoder = make(inputs, **settings.options)
     except TypeError as error:

@@ -1,0 +1,190 @@
+"""The model that a method trains: a multi-task model with parts that stay as they are, rates by layer, and extra terms.
+
+Methods compose it; the training loop trains it like any other; `plain` gives back what is left when training is over, a
+model that a study describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from polyshot.data.targets import Target
+from polyshot.models.heads import StackedHeads
+from polyshot.models.multitask import MultiTaskModel, build_model
+from polyshot.models.sharing.hard import HardSharing
+from polyshot.models.stacking import Rows
+from polyshot.study import Study
+from polyshot.transfer.source import Source
+
+
+class Term(nn.Module):
+    """A term of the loss that a method adds; its parameters, if any, are learnt with the model's."""
+
+    def forward(self, model: TransferModel) -> Tensor:
+        """The term [] at the model's present weights."""
+        raise NotImplementedError
+
+    def begin_epoch(self, number: int) -> None:
+        """Called before each epoch, from 1."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the encoder is trained.
+
+    Attributes:
+        layers: of an epoch (from 1), how many of its layers, counted from the top; None leaves them as they were made.
+        layer_decay: learning rate of a layer relative to the one above it.
+    """
+
+    layers: Callable[[int], int | None] = lambda _: None
+    layer_decay: float = 1.0
+
+    @property
+    def is_partial(self) -> bool:
+        return self.layers(1) is not None
+
+
+ALL = Training()
+NONE = Training(lambda _: 0)
+
+
+class TransferModel(MultiTaskModel):
+    """[B, F] → [B, O], as any multi-task model."""
+
+    def __init__(self, sharing: HardSharing, heads: StackedHeads, training: Training = ALL, terms: Sequence[Term] = ()):
+        super().__init__(sharing, heads)
+        self.terms = nn.ModuleList(terms)
+        self._training = training
+        self._fixed: list[nn.Module] = []
+        self.begin_epoch(1)
+
+    @property
+    def encoder(self) -> nn.Module:
+        assert isinstance(self.sharing, HardSharing)
+        return self.sharing.encoder
+
+    def penalty(self) -> Tensor:
+        return torch.stack([self.sharing.penalty().to(self._device), *(term(self) for term in self.terms)]).sum()
+
+    def begin_epoch(self, number: int) -> None:
+        trained = self._training.layers(number)
+        if trained is not None:
+            layers = layers_of(self.encoder)
+            self._fixed = layers[: max(0, len(layers) - trained)] if trained else [self.encoder]
+            self.encoder.requires_grad_(trained > 0)
+            for layer in self._fixed:
+                layer.requires_grad_(False)
+        for term in self.terms:
+            term.begin_epoch(number)  # type: ignore[operator]
+
+    def train(self, mode: bool = True) -> TransferModel:
+        """What is not trained behaves as it does afterwards: no dropout, and normalisation as it was learnt."""
+        super().train(mode)
+        for layer in self._fixed:
+            layer.eval()
+        return self
+
+    def learning_rates(self) -> Sequence[tuple[Rows, float]]:
+        layers = layers_of(self.encoder)
+        if self._training.layer_decay == 1:
+            return ()
+        return [
+            (Rows(parameter, slice(None)), self._training.layer_decay ** (len(layers) - place))
+            for place, layer in enumerate(layers)
+            for parameter in layer.parameters()
+            if parameter.dim()
+        ]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.heads.linear.weight.device
+
+
+def layers_of(encoder: nn.Module) -> list[nn.Module]:
+    """The encoder's layers that have something to learn, from the bottom; one that does not say them is one layer."""
+    blocks = getattr(encoder, "blocks", None)
+    layers = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else [encoder]
+    return [layer for layer in layers if any(True for _ in layer.parameters())]
+
+
+class Wrapped(nn.Module):
+    """An encoder with something round it that is taken into the encoder or the heads when training is over."""
+
+    outputs: int
+
+    def unwrap(self, weight: Tensor, bias: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
+        """The encoder, and the heads [O, outputs] and [O] as heads on its features, [O, H] and [O]."""
+        raise NotImplementedError
+
+
+# --- making and ending -----------------------------------------------------------------------------------------------
+
+
+def with_source_encoder(study: Study, source: Source) -> Study:
+    """The study with the source's encoder in place of its own."""
+    encoder = source.saved.study.model.encoder.model_dump(mode="json")
+    return study.with_values({"model.encoder": encoder, "model.sharing": {"kind": "hard"}})
+
+
+def from_source(study: Study, source: Source, targets: Sequence[Target]) -> MultiTaskModel:
+    """A model of `study` (see `with_source_encoder`) with the source's encoder, and its heads for tasks that it has."""
+    model = build_model(study, len(source.saved.features.names), targets)
+    assert isinstance(model.sharing, HardSharing)
+    model.sharing.encoder.load_state_dict(source.encoder.state_dict())
+    take_heads(model.heads, targets, source, shared_tasks(targets, source))
+    return model
+
+
+def shared_tasks(targets: Sequence[Target], source: Source) -> Iterator[tuple[int, int]]:
+    """Places of tasks, in `targets` and in the source, that are the same: in name, kind and classes."""
+    theirs = {target.task: place for place, target in enumerate(source.saved.targets)}
+    for place, target in enumerate(targets):
+        other = theirs.get(target.task)
+        if other is None:
+            continue
+        found = source.saved.targets[other]
+        if (target.kind, target.classes) == (found.kind, found.classes):
+            yield place, other
+
+
+@torch.no_grad()
+def take_heads(
+    heads: StackedHeads, targets: Sequence[Target], source: Source, pairs: Iterable[tuple[int, int]]
+) -> None:
+    """Give tasks the source's heads; of regression tasks, so that predictions in own units stay.
+
+    Args:
+        pairs: places of the same task in `targets` and in the source.
+    """
+    theirs = source.saved.model.heads
+    for place, other in pairs:
+        mine, old = targets[place], source.saved.targets[other]
+        rows, from_rows = heads.layout.columns[place], theirs.layout.columns[other]
+        weight, bias = theirs.linear.weight[from_rows], theirs.linear.bias[from_rows]
+        heads.linear.weight[rows] = weight * (old.scale / mine.scale)
+        heads.linear.bias[rows] = (bias * old.scale + old.mean - mine.mean) / mine.scale
+
+
+@torch.no_grad()
+def plain(study: Study, targets: Sequence[Target], inputs: int, trained: TransferModel) -> MultiTaskModel:
+    """The trained model as one that `study` describes: without terms, maps and the heads of other tasks.
+
+    Args:
+        targets: of the study's tasks, which are the first ones of the trained model.
+    """
+    encoder, heads = trained.encoder, trained.heads
+    weight, bias = heads.linear.weight, heads.linear.bias
+    if isinstance(encoder, Wrapped):
+        encoder, weight, bias = encoder.unwrap(weight, bias)
+    model = build_model(study, inputs, targets)
+    assert isinstance(model.sharing, HardSharing)
+    model.sharing.encoder.load_state_dict(encoder.state_dict())
+    for mine, theirs in zip(model.heads.layout.columns, heads.layout.columns, strict=False):
+        model.heads.linear.weight[mine] = weight[theirs]
+        model.heads.linear.bias[mine] = bias[theirs]
+    return model.eval()
