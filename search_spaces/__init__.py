@@ -29,6 +29,7 @@ SPACES: dict[str, str] = {
     "sampling": "polyshot.search_spaces.sampling:sampling",
     "balancing": "polyshot.search_spaces.balancing:balancing",
     "meta": "polyshot.search_spaces.meta:meta",
+    "transfer": "polyshot.search_spaces.transfer:transfer",
 }
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from polyshot.study import Study
 
-INPUTS = 12
+INPUTS = 24
 
 
 def table(rows: int, seed: int, *, harmful: bool = False, shift: float = 0.0) -> pd.DataFrame:
@@ -19,7 +19,7 @@ def table(rows: int, seed: int, *, harmful: bool = False, shift: float = 0.0) ->
     `harmful`: with labels permuted, so that nothing of them can be learnt. `shift` moves the columns.
     """
     weights = np.random.default_rng(0)
-    first, second = weights.normal(size=(INPUTS, 6)), weights.normal(size=6)
+    first, second = 2 * weights.normal(size=(INPUTS, 6)) / INPUTS**0.5, weights.normal(size=6)
     random = np.random.default_rng(seed)
     features = random.normal(size=(rows, INPUTS))
     hidden = np.tanh(features @ first) @ second
@@ -34,7 +34,7 @@ def table(rows: int, seed: int, *, harmful: bool = False, shift: float = 0.0) ->
     )
 
 
-def source_study(folder: Path, rows: int = 2000, **values: Any) -> Path:
+def source_study(folder: Path, rows: int = 3000, **values: Any) -> Path:
     """The file of a study to transfer from, beside its table."""
     harmful = values.pop("harmful", False)
     table(rows, 1, harmful=harmful).to_csv(folder / "source.csv", index=False)

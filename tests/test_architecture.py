@@ -35,6 +35,7 @@ HOMES = {
     "torchjd": ("balancing",),
     "typer": ("cli",),
     "peft": ("transfer",),
+    "transformers": ("data",),
 }
 
 HEAVY = {

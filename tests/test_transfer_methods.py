@@ -59,7 +59,8 @@ def study(name: str, tasks: dict[str, Any], **values: Any) -> Study:
 class Learner:
     """Stands for a meta-trained one: a model that was trained on the rows it is to adapt to."""
 
-    weights: dict[str, torch.Tensor] = {}
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
 
     def adapt_table(self, rows: pd.DataFrame, *, steps: int | None = None) -> SavedModel:
         own = study("adapted", {"malignant": {"kind": "binary"}}, **{"training.epochs": steps or 1})
@@ -237,8 +238,10 @@ def test_l2_sp_is_its_equation_and_holds_the_encoder(problem: Problem, source: S
     encoder = 0.01**2 * sum(p.numel() for p in model.encoder.parameters())
     _, new = model.layout.columns
     linear = model.heads.linear
-    heads = 0.5 * 0.01**2 * 17 + 0.1 * float((linear.weight[new] ** 2).sum() + (linear.bias[new] ** 2).sum())
-    assert model.penalty().item() == pytest.approx((0.5 * encoder + heads) / 2, rel=1e-4)
+    heads = 0.5 * 0.01**2 * 17 + 0.1 * float(
+        (linear.weight[new] ** 2).sum().item() + (linear.bias[new] ** 2).sum().item()
+    )
+    assert model.penalty().item() == pytest.approx(float(0.5 * encoder + heads) / 2, rel=1e-4)
     assert start.study.training.optimiser.weight_decay == 0
 
     distances = []

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from polyshot.verbs.adapt import adapt
     from polyshot.verbs.affinity import affinity
     from polyshot.verbs.compare import compare
+    from polyshot.verbs.features import features
     from polyshot.verbs.meta import meta_learn
     from polyshot.verbs.meta_search import meta_search
     from polyshot.verbs.predict import predict
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from polyshot.verbs.submit import submit
     from polyshot.verbs.train import train
     from polyshot.verbs.transfer import transfer
+    from polyshot.verbs.transfer_search import transfer_search
+    from polyshot.verbs.transfer_sources import rank_sources
 
 __all__ = [
     "PolyshotError",
@@ -32,13 +35,16 @@ __all__ = [
     "adapt",
     "affinity",
     "compare",
+    "features",
     "meta_learn",
     "meta_search",
     "predict",
+    "rank_sources",
     "search",
     "submit",
     "train",
     "transfer",
+    "transfer_search",
 ]
 
 # OpenMP's threads wait for each other by spinning. Where another process has a core, torch then takes twenty times as
@@ -51,13 +57,16 @@ _LAZY = {
     "adapt": "polyshot.verbs.adapt",
     "affinity": "polyshot.verbs.affinity",
     "compare": "polyshot.verbs.compare",
+    "features": "polyshot.verbs.features",
     "meta_learn": "polyshot.verbs.meta",
     "meta_search": "polyshot.verbs.meta_search",
     "predict": "polyshot.verbs.predict",
+    "rank_sources": "polyshot.verbs.transfer_sources",
     "search": "polyshot.verbs.search",
     "submit": "polyshot.verbs.submit",
     "train": "polyshot.verbs.train",
     "transfer": "polyshot.verbs.transfer",
+    "transfer_search": "polyshot.verbs.transfer_search",
 }
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from polyshot.verbs.search import SearchResult
     from polyshot.verbs.train import TrainResult
     from polyshot.verbs.transfer import TransferResult
+    from polyshot.verbs.transfer_search import TransferSearchResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -280,18 +281,28 @@ def adapt(
 def transfer(
     study_file: StudyFile,
     settings: Settings = None,
+    search: Annotated[bool, typer.Option("--search", help="Search the spaces of the study's `search` first.")] = False,
     fresh: Fresh = False,
     as_json: AsJson = False,
 ) -> None:
     """Move what was learned elsewhere to this study's tasks by several methods; tell whether each helped or hurt."""
     study = _load(study_file, settings)
+    found: TransferSearchResult | None = None
     with _at_work(study, "transfer") as display:
-        from polyshot.verbs.transfer import transfer as run_transfer
+        if search:
+            from polyshot.verbs.transfer_search import transfer_search
 
-        result = run_transfer(study, fresh=fresh, progress=display)
+            found = transfer_search(study, fresh=fresh, progress=display)
+            result = found.best
+        else:
+            from polyshot.verbs.transfer import transfer as run_transfer
+
+            result = run_transfer(study, fresh=fresh, progress=display)
     if as_json:
+        searched = {"best_values": found.best_values, "trials": found.trials.to_dict(orient="records")} if found else {}
         _print_json(
-            {
+            searched
+            | {
                 "table": result.table.to_dict(orient="records"),
                 "recommended": result.recommended,
                 "method": result.method,
@@ -301,8 +312,54 @@ def transfer(
         )
         return
     console = _console()
+    if found:
+        _print_table(console, found.trials.head(10).dropna(axis=1, how="all"), "best trials")
     _print_transfer(console, result)
     _print_next(console, study, result.folder)
+
+
+@app.command()
+def rank_sources(
+    study_file: StudyFile,
+    runs: Annotated[list[str], typer.Argument(help="Trained runs, or study files (from the study's folder).")],
+    settings: Settings = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank trained models by what they promise for this study's tasks, told without training."""
+    study = _load(study_file, settings)
+    with _at_work(study, "rank-sources") as display:
+        from polyshot.verbs.transfer_sources import rank_sources as run_rank_sources
+
+        table = run_rank_sources(study, runs, progress=display)
+    if as_json:
+        _print_json(table.to_dict(orient="records"))
+        return
+    console = _console()
+    for task, rows in table.groupby("task", sort=False):
+        _print_table(console, rows.drop(columns="task"), f"{task} (higher is better; the best LogME first)")
+
+
+@app.command()
+def features(
+    run: Annotated[str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.")],
+    rows: Annotated[str, typer.Argument(help="A CSV or Parquet file of rows.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .parquet or .csv file.", show_default=False)],
+    layer: Annotated[
+        str, typer.Option(help="A module of the model, e.g. sharing.encoder.blocks.0; by default what the heads read.")
+    ] = "representation",
+    pca: Annotated[int | None, typer.Option(help="Keep so many principal components.", min=1)] = None,
+    mutual_information: Annotated[
+        int | None, typer.Option(help="Keep so many units, those that tell most about --target.", min=1)
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The column to tell about.")] = None,
+    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+) -> None:
+    """Write what a trained model computes for rows in one of its layers."""
+    from polyshot.verbs.features import features as run_features
+
+    kept = {"pca": pca, "mutual_information": mutual_information, "target": target}
+    table = run_features(run, rows, layer=layer, storage=storage, **kept)  # type: ignore[arg-type]
+    _write_rows(table, output)
 
 
 @app.command()
@@ -322,11 +379,7 @@ def predict(
 
     predicted = run_predict(run, rows, storage=storage)
     if output is not None:
-        if output.suffix == ".parquet":
-            predicted.to_parquet(output)
-        else:
-            predicted.to_csv(output, index=False)
-        typer.echo(f"Wrote {len(predicted)} rows to {output}", err=True)
+        _write_rows(predicted, output)
     elif as_json:
         _print_json(predicted.to_dict(orient="records"))
     else:
@@ -539,6 +592,14 @@ def _print_json(value: Any) -> None:
         return None if isinstance(item, float) and item != item else item
 
     typer.echo(json.dumps(plain(value), indent=2, default=str))
+
+
+def _write_rows(table: pd.DataFrame, output: Path) -> None:
+    if output.suffix == ".parquet":
+        table.to_parquet(output)
+    else:
+        table.to_csv(output, index=False)
+    typer.echo(f"Wrote {len(table)} rows to {output}", err=True)
 
 
 def _print_table(console: Console, table: pd.DataFrame, title: str) -> None:

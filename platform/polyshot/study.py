@@ -75,7 +75,43 @@ class Split(Section):
         return self
 
 
-ColumnKind = Literal["numeric", "categorical", "boolean", "date"]
+ColumnKind = Literal["numeric", "categorical", "boolean", "date", "text"]
+
+
+class BagOfWords(Section):
+    """How often each of the most frequent words stands in a text."""
+
+    kind: Literal["bag_of_words"]
+    max_features: int = Field(2000, ge=1, description="How many words, the most frequent ones.")
+    ngrams: int = Field(1, ge=1, description="Up to so many words in a row count as one.")
+
+
+class TfIdf(Section):
+    """The same, with words that few texts have counting more, and all texts of one length."""
+
+    kind: Literal["tfidf"] = "tfidf"
+    max_features: int = Field(2000, ge=1, description="How many words, the most frequent ones.")
+    ngrams: int = Field(1, ge=1, description="Up to so many words in a row count as one.")
+
+
+class SentenceEncoder(Section):
+    """A pretrained encoder, which stays as it is: the mean of its last layer over a text's tokens."""
+
+    kind: Literal["transformers"]
+    model: str = Field(
+        min_length=1,
+        description="A folder, a model of the Hugging Face hub, or `package:folder` in an installed one.",
+    )
+    max_tokens: int = Field(128, ge=2, description="Longer texts are cut.")
+    batch_size: int = Field(64, ge=1, description="Texts that are encoded at once.")
+
+
+TextFeatures = Annotated[
+    Annotated[BagOfWords, Tag("bag_of_words")]
+    | Annotated[TfIdf, Tag("tfidf")]
+    | Annotated[SentenceEncoder, Tag("transformers")],
+    _kind_or("tfidf"),
+]
 
 
 class Source(Section):
@@ -109,6 +145,9 @@ class Data(Source):
     )
     ignore: list[str] = Field([], description="Columns to leave out of the features.")
     columns: dict[str, ColumnKind] = Field({}, description="Kinds of columns that should not be inferred.")
+    text: dict[str, TextFeatures] = Field(
+        {}, description="How columns of text are read; those that `columns` calls text, by default by `tfidf`."
+    )
     group: str | None = Field(None, description="A column whose rows stay together in one split (a school, a patient).")
     split: Split = Field(default_factory=Split)
 
@@ -1015,6 +1054,7 @@ class Transfer(Section):
 
 
 SCRATCH = "scratch"  # training without transfer, which every method is compared with
+SEARCHED = "searched"  # the method that a search of transfer makes up
 
 
 # --- search and tracking ---------------------------------------------------------------------------------------------
@@ -1370,6 +1410,9 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
             break
     if study.data.source is not None and all(task.source is not None for task in study.tasks.values()):
         yield ("data", "source"), "is read by no task, since each has a source of its own; remove it"
+    for name in study.data.text:
+        if (kind := study.data.columns.get(name, "text")) != "text":
+            yield ("data", "text", name), f"data.columns calls the column '{kind}'; remove it from one of both"
     for name, task in study.tasks.items():
         labels = task.target if isinstance(task, MultilabelTask) else []
         if clashing := [label for label in labels if f"{name}_{label}" in study.tasks]:
@@ -1470,4 +1513,4 @@ def _objects(value: object, *key: str) -> Iterator[tuple[str, str]]:
             yield from _objects(child, *key, str(index))
 
 
-_FREE_MAPPINGS = {"search.space", "data.arguments", "data.columns", "model.encoder.options"}
+_FREE_MAPPINGS = {"search.space", "data.arguments", "data.columns", "data.text", "model.encoder.options"}

@@ -26,8 +26,9 @@ from polyshot.data.columns import (
     text_of,
     with_text_names,
 )
-from polyshot.errors import DataError, RunError, did_you_mean
-from polyshot.study import ColumnKind, Study
+from polyshot.data.text import as_strings, embeddings, vectoriser
+from polyshot.errors import DataError, ResourceError, RunError, did_you_mean
+from polyshot.study import BagOfWords, ColumnKind, SentenceEncoder, Study, TextFeatures, TfIdf
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
@@ -50,6 +51,7 @@ def feature_columns(table: pd.DataFrame, study: Study) -> list[str]:
     require_columns(table, data.features or [], "data.features")
     require_columns(table, data.ignore, "data.ignore")
     require_columns(table, list(data.columns), "data.columns")
+    require_columns(table, list(data.text), "data.text")
     require_columns(table, [data.group] if data.group else [], "data.group")
     left_out = {*data.ignore, *(column for columns in targets.values() for column in columns)}
     wanted = data.features
@@ -68,7 +70,7 @@ class Features:
     its own; where there are more than 64, the rarest share 'other'; one that was not seen in training is 'other', or
     all zeros where there is none. Booleans are 0 and 1, imputed by the more frequent. Dates become days since 1970,
     year, month and day of the week, each standardised. A numeric, boolean or date column with missing values in the
-    training rows gets one more output, 1 where it was missing.
+    training rows gets one more output, 1 where it was missing. Texts are read as `data.text` says (see `data.text`).
 
     Attributes:
         columns: the input columns that are used.
@@ -84,23 +86,38 @@ class Features:
         transformer: ColumnTransformer,
         notes: Sequence[str],
         blank: Sequence[str] = (),
+        encoders: Mapping[str, SentenceEncoder] | None = None,
     ):
+        """`encoders`: what reads those columns of texts that nothing was fitted to."""
         self.kinds = dict(kinds)
         self.blank = list(blank)
         self.columns = [name for name in self.kinds if name not in self.blank]
         self.notes = list(notes)
         self._transformer = transformer
+        self._encoders = dict(encoders or {})
         self.names = list(self._output_names())
 
     # --- fitting and transforming ------------------------------------------------------------------------------------
 
     @classmethod
-    def fit(cls, table: pd.DataFrame, columns: Sequence[str], overrides: Mapping[str, ColumnKind]) -> Features:
+    def fit(
+        cls,
+        table: pd.DataFrame,
+        columns: Sequence[str],
+        overrides: Mapping[str, ColumnKind],
+        text: Mapping[str, TextFeatures] | None = None,
+    ) -> Features:
         """Fit on `table`, which must hold the training rows only.
+
+        Args:
+            overrides: kinds of columns that are not to be inferred.
+            text: how columns of text are read; those of the kind that are not named, by TF-IDF.
 
         Raises:
             DataError: for a value that does not fit its column's kind, or when no column is left.
         """
+        texts = dict(text or {})
+        overrides = {**overrides, **dict.fromkeys(texts, "text")}
         kinds: dict[str, ColumnKind] = {}
         notes = []
         for name in columns:
@@ -112,10 +129,12 @@ class Features:
                 notes.append(f"The column '{name}' is left out of the features: {reason}.")
         if not kinds:
             raise DataError(f"data: no feature column is left. {' '.join(notes)}")
+        read = {name: texts.get(name, TfIdf()) for name, kind in kinds.items() if kind == "text"}
+        encoders = {name: settings for name, settings in read.items() if isinstance(settings, SentenceEncoder)}
         inputs = _inputs(table, kinds)
-        transformer = _transformer(inputs, kinds)
+        transformer = _transformer(inputs, kinds, read)
         transformer.fit(inputs)
-        return cls(kinds, transformer, notes)
+        return cls(kinds, transformer, notes, encoders=encoders)
 
     def transform(self, table: pd.DataFrame) -> NDArray[np.float32]:
         """The rows as numbers [N, F]. Columns that were not trained with are ignored.
@@ -136,6 +155,11 @@ class Features:
         table = table.assign(**dict.fromkeys(self.blank, np.nan))
         with np.errstate(over="ignore"):
             outputs: NDArray[np.float32] = self._transformer.transform(_inputs(table, self.kinds)).astype(np.float32)
+        embedded = [
+            embeddings(settings, as_strings(table[name]), f"data.text.{name}")
+            for name, settings in self._encoders.items()
+        ]
+        outputs = np.concatenate([outputs, *embedded], axis=1)
         if not np.isfinite(outputs).all():
             name = self.names[int(np.argmin(np.isfinite(outputs).all(axis=0)))]
             raise DataError(f"the column '{name}' holds numbers too large for float32 once standardised; correct them")
@@ -143,7 +167,7 @@ class Features:
 
     def blanking(self, columns: Sequence[str]) -> Features:
         """The same reading with some columns that count as missing in every row, whether a table has them or not."""
-        return Features(self.kinds, self._transformer, self.notes, columns)
+        return Features(self.kinds, self._transformer, self.notes, columns, self._encoders)
 
     def _output_names(self) -> Iterator[str]:
         labels = _input_labels(self.kinds)
@@ -159,8 +183,14 @@ class Features:
                         kept = categories if rare is None else [c for c in categories if not _is_among(c, rare)]
                         yield from (f"{labels[key]} is missing" if c != c else f"{labels[key]}={c}" for c in kept)
                         yield from [] if rare is None else [f"{labels[key]}=other"]
-                case _:
+                case "numeric" | "boolean":
                     yield from (labels[key] for key in inputs)
+                case _:
+                    if isinstance(inputs, str):  # the words of one column
+                        yield from (f"{labels[inputs]}: {word}" for word in transformer.get_feature_names_out())
+        for name, settings in self._encoders.items():
+            width = embeddings(settings, np.array([""], dtype=object), f"data.text.{name}").shape[1]
+            yield from (f"{name}: {place}" for place in range(width))
 
     # --- keeping -----------------------------------------------------------------------------------------------------
 
@@ -170,7 +200,8 @@ class Features:
 
         folder.mkdir(parents=True, exist_ok=True)
         skops.io.dump(self._transformer, folder / STATE_FILE)
-        state = {"kinds": self.kinds, "notes": self.notes, "blank": self.blank}
+        encoders = {name: settings.model_dump() for name, settings in self._encoders.items()}
+        state = {"kinds": self.kinds, "notes": self.notes, "blank": self.blank, "encoders": encoders}
         text = json.dumps(state, indent=2, ensure_ascii=False)
         (folder / KINDS_FILE).write_text(text, encoding="utf-8")
 
@@ -186,7 +217,10 @@ class Features:
         try:
             state = json.loads((folder / KINDS_FILE).read_text(encoding="utf-8"))
             transformer = skops.io.load(folder / STATE_FILE, trusted=TRUSTED_TYPES)
-            return cls(state["kinds"], transformer, state["notes"], state.get("blank", ()))
+            encoders = {name: SentenceEncoder(**values) for name, values in state.get("encoders", {}).items()}
+            return cls(state["kinds"], transformer, state["notes"], state.get("blank", ()), encoders)
+        except (DataError, ResourceError):  # of an encoder that is not there
+            raise
         except Exception as error:  # a damaged file can fail anywhere in JSON, zip, skops or scikit-learn
             raise RunError(
                 f"{folder}: the model's features cannot be read ({type(error).__name__}: {error}); save the model anew"
@@ -202,13 +236,15 @@ def reason_to_leave_out(column: pd.Series, kind: ColumnKind | None, *, chosen: b
         return f"its values ({column.dtype}) are neither numbers, text, booleans nor dates; convert them"
     if column.isna().all():
         return "it is empty in all training rows"
+    if kind == "text":
+        return None
     distinct = distinct_values(column, f"the column '{column.name}'")
     if distinct == 1 and not column.isna().any():
         return f"all training rows have the same value, {text_of(column.iloc[0])!r}"
     if kind == "categorical" and not chosen and is_mostly_distinct(distinct, int(column.notna().sum())):
         return (
             f"{distinct} of its {int(column.notna().sum())} texts are distinct, as in names and identifiers; "
-            "give its kind in data.columns to keep it"
+            "give its kind in data.columns to keep it, 'text' if they are sentences"
         )
     return None
 
@@ -250,6 +286,8 @@ def _inputs(table: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> pd.DataFram
                 inputs[str(position)] = as_booleans(column, place)
             case "categorical":
                 inputs[str(position)] = pd.Series(as_texts(column, place), dtype=object)
+            case "text":
+                inputs[str(position)] = pd.Series(as_strings(column), dtype=object)
             case "date":
                 parts = _date_parts(as_dates(column, place))
                 inputs |= {f"{position} {part}": values for part, values in parts.items()}
@@ -262,7 +300,9 @@ def _date_parts(dates: pd.Series) -> dict[str, NDArray[np.float64]]:
     return {name: part.to_numpy(dtype=np.float64) for name, part in zip(DATE_PARTS, parts, strict=True)}
 
 
-def _transformer(inputs: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> ColumnTransformer:
+def _transformer(
+    inputs: pd.DataFrame, kinds: Mapping[str, ColumnKind], texts: Mapping[str, TextFeatures]
+) -> ColumnTransformer:
     def of(*wanted: ColumnKind) -> list[str]:
         return [key for key in inputs.columns if list(kinds.values())[_position(key)] in wanted]
 
@@ -288,7 +328,12 @@ def _transformer(inputs: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> Colum
         ("missing", MissingIndicator(error_on_new=False), may_be_missing),
         ("categorical", one_hot, of("categorical")),
     ]
-    return ColumnTransformer([block for block in blocks if block[2]], sparse_threshold=0)
+    words = [
+        (f"words {position}", vectoriser(settings, inputs[str(position)], f"the column '{name}'"), str(position))
+        for position, name in enumerate(kinds)
+        if isinstance(settings := texts.get(name), BagOfWords | TfIdf)
+    ]
+    return ColumnTransformer([*(block for block in blocks if block[2]), *words], sparse_threshold=0)
 
 
 def _is_among(category: object, others: Sequence[object]) -> bool:

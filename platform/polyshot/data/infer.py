@@ -19,7 +19,7 @@ from polyshot.data.columns import as_texts, infer_kind, require_columns, with_te
 from polyshot.data.features import is_mostly_distinct, reason_to_leave_out
 from polyshot.data.targets import MAX_CLASSES, class_values
 from polyshot.errors import DataError
-from polyshot.study import BinaryTask, MulticlassTask, RegressionTask, Search, Split, Training
+from polyshot.study import BinaryTask, ColumnKind, MulticlassTask, RegressionTask, Search, Split, Training
 
 TaskKind = Literal["regression", "binary", "multiclass"]
 TASKS: dict[TaskKind, type[BaseModel]] = {
@@ -37,6 +37,7 @@ IDENTIFIER_NAMES = (
     r"row[_. -]?(names?|ids?|numbers?)|index|unnamed.*|u?u?id|guid|.*[_. -](id|uuid|key|no|number)|id[_. -].*"
 )
 FEW_VALUES = 10  # whole numbers with no more distinct values than this are classes, if each is frequent
+SENTENCE_WORDS = 4  # texts that are all distinct are names or identifiers where half of them have fewer words
 FEW_IDENTIFIERS = 20  # a column called '... id' with no more distinct values than this is a category
 LISTED_COLUMNS = 100
 
@@ -81,7 +82,7 @@ def study_text(table: pd.DataFrame, source: str, name: str, targets: list[str] |
 # --- guesses ---------------------------------------------------------------------------------------------------------
 
 
-def _task_kind(column: pd.Series) -> TaskKind | None:
+def task_kind(column: pd.Series) -> TaskKind | None:
     """The kind of task that the column could be the target of, or None."""
     kind = infer_kind(column)
     if kind is None or kind == "date":
@@ -104,7 +105,7 @@ def _chosen_tasks(table: pd.DataFrame, targets: Sequence[str]) -> dict[str, Task
     require_columns(table, targets, "targets")
     kinds = {}
     for target in dict.fromkeys(targets):
-        kind = _task_kind(table[target])
+        kind = task_kind(table[target])
         if kind is None:
             raise DataError(
                 f"targets: the column '{target}' cannot be a target "
@@ -116,7 +117,7 @@ def _chosen_tasks(table: pd.DataFrame, targets: Sequence[str]) -> dict[str, Task
 
 def _guessed_tasks(table: pd.DataFrame) -> dict[str, TaskKind]:
     candidates = [column for column in table.columns if _can_split(table[column]) and not _is_called_identifier(column)]
-    usable = {column: kind for column in candidates if (kind := _task_kind(table[column]))}
+    usable = {column: kind for column in candidates if (kind := task_kind(table[column]))}
     for pattern in TARGET_NAMES:
         named = {column: kind for column, kind in usable.items() if re.fullmatch(pattern, column, re.IGNORECASE)}
         if named:
@@ -139,8 +140,17 @@ def _is_called_identifier(name: str) -> bool:
     return re.fullmatch(IDENTIFIER_NAMES, name, re.IGNORECASE) is not None
 
 
+def _kind_of_feature(column: pd.Series) -> ColumnKind | None:
+    """As `infer_kind`, but texts that are nearly all distinct and have several words are not names but sentences."""
+    kind = infer_kind(column)
+    if kind != "categorical" or not is_mostly_distinct(int(column.nunique()), int(column.notna().sum())):
+        return kind
+    words = column.dropna().map(str).str.split().map(len)
+    return "text" if words.median() >= SENTENCE_WORDS else kind
+
+
 def _is_identifier(column: pd.Series) -> bool:
-    kind, count = infer_kind(column), int(column.notna().sum())
+    kind, count = _kind_of_feature(column), int(column.notna().sum())
     named = _is_called_identifier(str(column.name))
     if kind == "categorical":
         distinct = int(column.nunique())
@@ -153,7 +163,7 @@ def _is_identifier(column: pd.Series) -> bool:
 
 
 def _reason_to_leave_out(column: pd.Series) -> str | None:
-    return reason_to_leave_out(column, infer_kind(column), chosen=False)
+    return reason_to_leave_out(column, _kind_of_feature(column), chosen=False)
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------
@@ -168,9 +178,14 @@ def _data_lines(table: pd.DataFrame, source: str, identifiers: Sequence[str], fe
         if 3 <= table[column].nunique() < len(table) / 1.2:
             yield f"  # group: {_yaml(column)}  # rows with the same value stay together in one split"
     yield f"  # split: {{validation: {split.validation}, test: {split.test}}}"
-    yield "  # Columns to learn from. Remove the '#' before 'columns:' and before a line to say its kind yourself:"
-    yield "  # columns:"
-    for column in features[:LISTED_COLUMNS]:
+    texts = [column for column in features if _kind_of_feature(table[column]) == "text"]
+    if texts:
+        yield "  columns:  # to learn from; remove the '#' before a line to say its kind yourself"
+        yield from (f"    {_yaml(column)}: text  # sentences; see data.text for how they are read" for column in texts)
+    else:
+        yield "  # Columns to learn from. Remove the '#' before 'columns:' and before a line to say its kind yourself:"
+        yield "  # columns:"
+    for column in [column for column in features if column not in texts][:LISTED_COLUMNS]:
         reason = _reason_to_leave_out(table[column])
         kind = infer_kind(table[column]) or "categorical"
         yield f"  #   {_yaml(column)}: {kind}  # {f'left out: {reason}' if reason else _described(table[column])}"

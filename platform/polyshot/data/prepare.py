@@ -134,7 +134,7 @@ def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
     targets = [fit_target(name, task, table, study.targets[name], rows["train"]) for name, task in study.tasks.items()]
     labels = np.concatenate([target.read(table) for target in targets], axis=1)
     notes = _check_classes(targets, labels, rows)
-    features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns)
+    features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns, study.data.text)
 
     def examples(split: str) -> Examples:
         known = ~np.isnan(labels[rows[split]])

@@ -85,9 +85,10 @@ class TargetData:
     def read_by(self, source: Source) -> Prepared:
         """The same splits as the source's encoder takes them."""
         features = source.saved.features
-        if id(features) not in self._readings:  # kept beside the reading, so that no other takes its place in memory
-            self._readings[id(features)] = features, self._read_by(source)
-        return self._readings[id(features)][1]
+        kept = self._readings.get(id(features))
+        if kept is None or kept[0] is not features:  # another one had its place in memory, or in another process
+            kept = self._readings[id(features)] = features, self._read_by(source)
+        return kept[1]
 
     def _read_by(self, source: Source) -> Prepared:
         reading = source.reading(self.table, self.study)

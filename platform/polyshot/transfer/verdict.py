@@ -134,6 +134,7 @@ def _rows_of_task(
     study: Study, prepared: Prepared, budget: Budget, methods: Mapping[str, Sequence[Outcome]], task: str
 ) -> list[dict[str, object]]:
     metric, place = study.tasks[task].metric, list(study.tasks).index(task)
+    name = f"val/{task}/{metric}"
     sign = -1 if metric in LOWER_IS_BETTER else 1
     resampled, units = _resampled(study, prepared, budget, methods, place)
     rows = []
@@ -156,7 +157,7 @@ def _rows_of_task(
                 "difference_low": difference.interval[0],
                 "difference_high": difference.interval[1],
                 "p": difference.p_value,
-                "steps": float(np.mean([steps_to_converge(found, f"val/{task}/{metric}") for found in outcomes])),
+                "steps": float(np.mean([found.steps * epochs_to_converge(found.history, name) for found in outcomes])),
                 "validation": float(validation.mean()),
                 "improvement": float(
                     np.mean([relative_improvement(metric, v, a) for v, a in zip(validation, alone, strict=True)])
@@ -199,13 +200,11 @@ def _resampled(
 # --- how many labels, how many steps ---------------------------------------------------------------------------------
 
 
-def steps_to_converge(outcome: Outcome, name: str) -> float:
-    """Updates until the curve of the metric `name` is within 5 % of its value at the kept epoch, or better."""
+def epochs_to_converge(history: Sequence[Epoch], name: str) -> int:
+    """Epochs until the curve of the metric `name` is within 5 % of its value at the kept epoch, or better."""
     metric = name.rpartition("/")[2]
-    best = max((epoch for epoch in outcome.history if epoch.is_best), key=lambda epoch: epoch.number)
-    final = best.metrics[name]
-    first = next((epoch for epoch in outcome.history if _reaches(epoch, name, metric, final)), best)
-    return float(first.number * outcome.steps)
+    best = max((epoch for epoch in history if epoch.is_best), key=lambda epoch: epoch.number)
+    return next((epoch for epoch in history if _reaches(epoch, name, metric, best.metrics[name])), best).number
 
 
 def _reaches(epoch: Epoch, name: str, metric: str, final: float) -> bool:

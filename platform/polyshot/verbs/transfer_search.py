@@ -1,0 +1,167 @@
+"""`polyshot transfer --search`: methods and their parameters searched; the best one is judged beside the study's own.
+
+A trial trains one method, `searched`, at the study's largest budget. Trials are children of one MLflow run of kind
+`transfer`, and the run folder holds all that a killed search needs to go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from polyshot.cluster.ray import nodes, ray_session
+from polyshot.errors import ResourceError
+from polyshot.progress import SILENT, Progress
+from polyshot.run_folder import write_json
+from polyshot.searching.objective import Objective
+from polyshot.searching.scheduling import plan_trials
+from polyshot.searching.searcher import VALUES, check_sampler
+from polyshot.searching.space import check_space
+from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
+from polyshot.study import SEARCHED, Study
+from polyshot.tracking.store import resolve
+from polyshot.tracking.tracker import Tracker
+from polyshot.training.threads import use_threads
+from polyshot.transfer.problem import Problem, Sources, TargetData
+from polyshot.transfer.start import TransferRun
+from polyshot.transfer.start import fresh as from_scratch
+from polyshot.transfer.trials import Trial, trials_of
+from polyshot.verbs.recording import recorded
+from polyshot.verbs.transfer import (
+    KEPT,
+    SECTIONS,
+    TransferResult,
+    check_scale,
+    checked_trials,
+    conclude,
+    find_sources,
+    read_result,
+)
+
+_METHOD = f"transfer.methods.{SEARCHED}."
+
+
+@dataclass(frozen=True)
+class TransferSearchResult:
+    """What a search of transfer gave.
+
+    Attributes:
+        trials: one row per trial, the best first (see `searching.sweep.trials_table`).
+        best_values: the values of the best trial, by dotted key.
+        best_study: the study with these values, whose method `searched` they are.
+        best: its methods compared, as by `polyshot transfer`.
+    """
+
+    trials: pd.DataFrame
+    best_values: dict[str, Any]
+    best_study: Study
+    best: TransferResult
+
+
+@dataclass(frozen=True)
+class TransferLearning:
+    """The subject of these searches: the method `searched` on one target, at its largest budget."""
+
+    target: TargetData
+    sources: Sources
+    objective: Objective
+
+    def epochs(self, study: Study) -> int:
+        return study.training.epochs
+
+    def begin(self, study: Study) -> TransferRun:
+        return self.trial(study).begin()
+
+    def trial(self, study: Study) -> Trial:
+        problem = _largest(replace(self.target, study=study), self.sources)
+        return Trial(SEARCHED, study.transfer.methods[SEARCHED], problem)
+
+    def train_distributed(self, *_: Any, **__: Any) -> dict[str, Any]:
+        raise ResourceError("scale.workers: each trial of transfer trains in one process; set it to 1")
+
+
+def transfer_search(
+    study: Study, *, table: pd.DataFrame | None = None, fresh: bool = False, progress: Progress = SILENT
+) -> TransferSearchResult:
+    """Search `study.search`'s spaces for the method that does best on validation, and compare it with the study's own.
+
+    Args:
+        table: the rows to learn from, in place of `data.source`.
+        fresh: start anew in any case.
+
+    Raises:
+        PolyshotError: as `transfer`; and for a space that does not fit, too few CPUs, a missing sampler, a search whose
+            trials all failed.
+    """
+    started = time.time()
+    check_scale(study)
+    check_sampler(study.search.sampler)
+    check_space(study, _refusal)
+    store = resolve(study)
+    store.check()
+    sources = find_sources(study, progress)
+    digest = f"{search_digest(study, *SECTIONS)}-{sources.main.digest}"
+    if not fresh and (found := ended_search(study, "transfer", digest)):
+        return _read_result(study, *found)
+    target = TargetData.of(study, table)
+    for note in (*target.own.notes, *sources.main.notes(target.table, study), store.words):
+        progress.note(note)
+    use_threads(study, target.own)
+    checked_trials(target, sources)
+    subject = TransferLearning(target, sources, Objective(study.search.objective, _scratch(target, sources)))
+    with ray_session(study):
+        plan = plan_trials(study, nodes())
+        warm_up(plan)
+        with (
+            Tracker.open(study) as tracker,
+            recorded(tracker, study, "transfer", digest, fresh=fresh, reopen_finished=True) as recording,
+        ):
+            folder = recording.folder
+            sweep = Sweep(study, subject, folder, tracker, recording.run, progress)
+            sweep.run(plan, started)
+            best = sweep.best()
+            chosen = replace(target, study=study.with_values(best.user_attrs[VALUES]))
+            cache = folder.path / KEPT if fresh else study.storage_folder / KEPT
+            conclude(chosen, trials_of(chosen, sources), cache, recording, progress)
+            sweep.log(best)
+    outcome = sweep.outcome(best) | {"mlflow_id": recording.settle(progress)}
+    write_json(folder.path / RESULT, outcome)
+    folder.close("finished")
+    return _read_result(study, folder.path, outcome)
+
+
+def _largest(target: TargetData, sources: Sources) -> Problem:
+    """The problem of the trials: the largest budget, in the first repetition."""
+    budgets = target.study.transfer.budgets
+    largest = "all" if "all" in budgets else max(budget for budget in budgets if budget != "all")
+    return Problem.of(target, sources, largest, 0)
+
+
+def _scratch(target: TargetData, sources: Sources) -> Mapping[str, float]:
+    """The chosen metric of each task on validation without transfer: what improvement is measured against."""
+    problem = _largest(target, sources)
+    run = TransferRun(from_scratch(problem), problem)
+    for _ in run.epochs():
+        pass
+    _, metrics = run.judged(run.prepared.validation)
+    return {name: metrics[name] for task, own in target.study.tasks.items() for name in [f"{task}/{own.metric}"]}
+
+
+def _refusal(key: str) -> str | None:
+    """Why a key cannot be searched, if it cannot."""
+    if not key.startswith(_METHOD):
+        return f"plays no part in a trial of transfer; search keys of `{_METHOD}`, as the space 'transfer' does"
+    return None
+
+
+def _read_result(study: Study, folder: Any, outcome: dict[str, Any]) -> TransferSearchResult:
+    return TransferSearchResult(
+        trials=read_trials(folder),
+        best_values=outcome["best_values"],
+        best_study=study.with_values(outcome["best_values"]),
+        best=read_result(folder, outcome["mlflow_id"]),
+    )
