@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from polyshot.data.prepare import prepare
+from polyshot.run_folder import RunFolder
+from polyshot.saved_model import save_model
 from polyshot.study import Study
+from polyshot.training.baselines import SECTIONS
+from polyshot.training.loop import TrainingRun
 
 INPUTS = 24
 
@@ -41,6 +46,20 @@ def source_study(folder: Path, rows: int = 3000, **values: Any) -> Path:
     study = Study.from_dict(_study(folder, "there", "source.csv", {"sold": {"kind": "binary"}})).with_values(values)
     path = folder / "source.yaml"
     path.write_text(study.to_yaml())
+    return path
+
+
+def trained_source(folder: Path, **values: Any) -> Path:
+    """The same, with a run of it as `polyshot train` leaves it; MLflow is told nothing."""
+    path = source_study(folder, **values)
+    study = Study.load(path)
+    prepared = prepare(study)
+    run = TrainingRun(study, prepared)
+    for _ in run.epochs():
+        pass
+    made = RunFolder.open(study, "train", study.digest(*SECTIONS))
+    save_model(made.path / "model", study, prepared, run)
+    made.close("finished")
     return path
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_transfer import source_study, table, target_study
+from helpers_transfer import source_study, table, target_study, trained_source
 from scipy.stats import t, ttest_rel
 
 from polyshot.errors import DataError, ResourceError, RunError, StudyError
@@ -20,7 +18,9 @@ from polyshot.study import Study
 from polyshot.training.baselines import SECTIONS
 from polyshot.training.loop import Epoch, TrainingRun
 from polyshot.transfer.problem import Problem, Sources, TargetData
+from polyshot.transfer.trials import trials_of
 from polyshot.transfer.verdict import (
+    comparison,
     epochs_to_converge,
     estimate,
     holm,
@@ -29,7 +29,7 @@ from polyshot.transfer.verdict import (
     verdict_of,
 )
 from polyshot.verbs.predict import predict
-from polyshot.verbs.transfer import TransferResult, find_sources, transfer
+from polyshot.verbs.transfer import KEPT, TransferResult, find_sources, transfer
 
 METHODS = {"fine_tuning": {}, "linear_probe": {}}
 HARMFUL = {"linear_probe": {}, "held": {"kind": "l2_sp", "strength": 100.0}}
@@ -39,7 +39,7 @@ HARMFUL = {"linear_probe": {}, "held": {"kind": "l2_sp", "strength": 100.0}}
 def helped(tmp_path_factory) -> TransferResult:
     """From many rows of the same function to 20 and 280 of them."""
     folder = tmp_path_factory.mktemp("helpful")
-    source_study(folder)
+    trained_source(folder)
     return transfer(target_study(folder, **{"transfer.methods": METHODS, "transfer.seeds": 3}))
 
 
@@ -47,7 +47,7 @@ def helped(tmp_path_factory) -> TransferResult:
 def hurt(tmp_path_factory) -> TransferResult:
     """From rows whose labels were permuted, by methods that hold on to what was learnt there."""
     folder = tmp_path_factory.mktemp("harmful")
-    source_study(folder, harmful=True)
+    trained_source(folder, harmful=True)
     return transfer(target_study(folder, **{"transfer.methods": HARMFUL, "transfer.seeds": 3}))
 
 
@@ -145,14 +145,18 @@ def test_an_interrupted_comparison_repeats_no_training(tmp_path, monkeypatch) ->
     assert result.folder.name == "transfer-1"
     assert len(epochs) == 5 + (6 - 2) * 2  # two trainings had ended, the third begins again
 
-    wider = study.with_values({"transfer.methods.knn.kind": "knn"})
-    del epochs[:]
-    again = transfer(wider)
-    assert epochs == [] and set(again.table["method"]) == {"scratch", "knn", *METHODS}
-    assert again.folder.name == "transfer-2"
-    del epochs[:]
-    transfer(wider, fresh=True)
-    assert len(epochs) == 6 * 2
+
+def test_a_method_more_trains_that_method_only(helped: TransferResult) -> None:
+    study = Study.load(helped.folder.parents[2] / "target.yaml").with_values({"transfer.methods.knn.kind": "knn"})
+    cache = study.storage_folder / KEPT
+    before = set(cache.iterdir())
+    outcomes = [trial.outcome(cache) for trial in trials_of(TargetData.of(study), find_sources(study))]
+    assert {path.name.partition("-")[0] for path in set(cache.iterdir()) - before} == {"knn"}
+    table = comparison(study, TargetData.of(study).own, outcomes).set_index(["budget", "method"])
+    own = helped.table.set_index(["budget", "method"])
+    pd.testing.assert_series_equal(table.loc[own.index, "value"], own["value"])
+    other = study.with_values({"training.optimiser.learning_rate": 1e-3})
+    assert not any(trial._path(cache).exists() for trial in trials_of(TargetData.of(other), find_sources(other)))
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------------
@@ -290,16 +294,11 @@ def test_the_recommended_method_is_chosen_on_validation_over_all_tasks() -> None
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_verdicts_and_what_to_do_next(polyshot, tmp_path) -> None:
-    source_study(tmp_path, rows=300, **{"training.epochs": 3})
-    target_study(tmp_path, rows=300, **{"transfer.methods": METHODS, "transfer.seeds": 1, "training.epochs": 2})
-    printed = polyshot("transfer", "target.yaml")
+def test_the_command_prints_verdicts_and_what_to_do_next(polyshot, helped: TransferResult) -> None:
+    printed = polyshot("transfer", helped.folder.parents[2] / "target.yaml")
     assert printed.code == 0, printed.err
-    for words in ("sold: roc_auc on test", "linear_probe", "Recommended with 20 labels", "polyshot predict"):
+    for words in ("sold: roc_auc on test", "linear_probe", "helped", "Recommended with 20 labels", "polyshot predict"):
         assert words in printed.out
-    answer = polyshot("transfer", "target.yaml", "--json").json()
-    assert answer["method"] in ("scratch", *METHODS) and len(answer["table"]) == 6
-    assert json.loads((Path(answer["folder"]) / "run.json").read_text())["status"] == "finished"
 
 
 def test_what_is_missing_is_said(tmp_path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers_transfer import INPUTS, source_study, table, target_study
+from helpers_transfer import INPUTS, table, target_study, trained_source
 from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
@@ -18,7 +18,6 @@ from polyshot.transfer.transferability.h_score import h_score
 from polyshot.transfer.transferability.leep import leep
 from polyshot.transfer.transferability.logme import logme
 from polyshot.verbs.features import features
-from polyshot.verbs.train import train
 from polyshot.verbs.transfer_sources import rank_sources
 
 
@@ -79,8 +78,7 @@ def runs(tmp_path_factory) -> Path:
     """A folder with a helpful and a harmful source, trained, and a target."""
     folder = tmp_path_factory.mktemp("sources")
     for name, harmful in (("helpful", False), ("harmful", True)):
-        study = Study.load(source_study(folder, harmful=harmful))
-        train(study.with_values({"name": name}), baselines=False)
+        trained_source(folder, harmful=harmful, name=name)
     target_study(folder)
     return folder
 

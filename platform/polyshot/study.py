@@ -1424,6 +1424,9 @@ def _disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     episodes = study.meta.episodes
     if isinstance(episodes, GroupEpisodes) and episodes.task is not None and episodes.task not in study.tasks:
         yield ("meta", "episodes", "task"), f"names no task of this study.{did_you_mean(episodes.task, study.tasks)}"
+    first = next(iter(study.tasks))
+    if study.transfer.per_class and isinstance(study.tasks[first], RegressionTask):
+        yield ("transfer", "per_class"), f"task '{first}', the first one, has no classes; remove it"
     sampling, balance = study.training.sampling.kind, study.balance.kind
     if sampling not in WHOLE_BATCHES and balance not in ONE_BY_ONE:
         yield (

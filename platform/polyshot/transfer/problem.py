@@ -26,6 +26,7 @@ from polyshot.errors import DataError
 from polyshot.saved_model import SavedModel
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
+from polyshot.training.baselines import SECTIONS, data_digest
 from polyshot.transfer.source import Source
 
 Budget = int | Literal["all"]
@@ -81,6 +82,11 @@ class TargetData:
             raise DataError("transfer: the tasks have tables of their own; make a study of one table for each")
         rows = read_tables(study).rows if table is None else table.reset_index(drop=True)
         return cls(study, rows, prepare(study, table))
+
+    @cached_property
+    def digest(self) -> str:
+        """Changes with the rows, and with what of the study says how a model of them is trained."""
+        return f"{self.study.digest(*SECTIONS)}-{data_digest(self.own)}"
 
     def read_by(self, source: Source) -> Prepared:
         """The same splits as the source's encoder takes them."""

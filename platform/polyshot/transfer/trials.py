@@ -22,7 +22,6 @@ from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_atomically, write_json
 from polyshot.saved_model import SavedModel
 from polyshot.study import SCRATCH, Distillation, MetaLearned, TransferMethod
-from polyshot.training.baselines import SECTIONS, data_digest
 from polyshot.training.loop import Epoch
 from polyshot.transfer.methods import prepare
 from polyshot.transfer.problem import Budget, Problem, Sources, TargetData
@@ -121,8 +120,8 @@ class Trial:
 
     def _path(self, cache: Path) -> Path:
         """The file of its outcome, whose name changes with all that it depends on."""
-        study, sources = self.problem.target.study, self.problem.sources
-        parts: list[Any] = [study.digest(*SECTIONS), data_digest(self.problem.target.own), study.transfer.per_class]
+        target, sources = self.problem.target, self.problem.sources
+        parts: list[Any] = [target.digest, target.study.transfer.per_class]
         if self.settings is not None:
             parts += [self.settings.model_dump(mode="json"), sources.main.digest]
         if isinstance(self.settings, Distillation) and self.settings.teacher is not None:
