@@ -1,0 +1,183 @@
+"""Several nodes: what is lost when one dies with a trial on it, or all of them, and what every node must see."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import STUDY, learnable_table
+from ray.cluster_utils import Cluster
+
+from polyshot.cluster.ray import ray_session
+from polyshot.errors import ResourceError
+from polyshot.searching.searcher import open_study
+from polyshot.study import Study
+from polyshot.verbs.search import search
+
+pytestmark = pytest.mark.timeout(900)
+
+ENCODER = """\
+import time
+
+import ray
+import torch
+
+
+class Encoder(torch.nn.Module):
+    outputs = 4
+
+    def __init__(self, inputs, log):
+        super().__init__()
+        self.linear = torch.nn.Linear(inputs, 4)
+        self.log = log
+        context = ray.get_runtime_context() if ray.is_initialized() else None
+        self.node = context.get_node_id() if context and context.get_actor_id() else None  # baselines are the driver's
+
+    def forward(self, features):
+        if self.training and self.node:
+            time.sleep(0.05)
+            with open(self.log, "a") as file:
+                file.write(self.node + "\\n")
+        return torch.relu(self.linear(features))
+"""
+DRIVER = """\
+import sys
+from polyshot.study import Study
+from polyshot.verbs.search import search
+
+if __name__ == "__main__":
+    search(Study.load(sys.argv[1]))
+"""
+EPOCHS, BATCHES = 40, 2
+
+
+def make(folder: Path, address: str) -> Study:
+    """A search of two trials of some seconds each, one at a time, that write down which nodes they are on."""
+    learnable_table(120).to_csv(folder / "houses.csv", index=False)
+    (folder / "slow_parts.py").write_text(ENCODER)
+    (folder / "study.yaml").write_text(STUDY)
+    study = Study.load(folder / "study.yaml").with_values(
+        {
+            "storage": str(folder / "runs"),
+            "model.encoder": {"kind": "slow_parts:Encoder", "options": {"log": str(folder / "nodes.log")}},
+            "training.epochs": EPOCHS,
+            "training.early_stopping": None,
+            "training.checkpoint_seconds": 0.0,
+            "search.spaces": [],
+            "search.space": {"training.optimiser.learning_rate": {"low": 1e-3, "high": 1e-2}},
+            "search.trials": 2,
+            "search.concurrency": 1,
+            "search.scheduler": "none",
+            "search.objective": "price/rmse",
+            "scale.address": address,
+        }
+    )
+    (folder / "study.yaml").write_text(study.to_yaml())
+    (folder / "driver.py").write_text(DRIVER)
+    return Study.load(folder / "study.yaml")
+
+
+def until(condition: Callable[[], object], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def nodes_of_batches(folder: Path) -> list[str]:
+    """Of each batch that a trial was trained on, its node."""
+    log = folder / "nodes.log"
+    return log.read_text().split() if log.exists() else []
+
+
+def trials(study: Study) -> dict[int, tuple[str, object]]:
+    """The state of each trial of the search, and when it ended."""
+    found = open_study(study, study.storage_folder / "search-1" / "optuna.journal", "minimize").trials
+    return {trial.number: (trial.state.name, trial.datetime_complete) for trial in found}
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, str(folder / "driver.py"), str(folder / "study.yaml")]
+    with (folder / "driver.log").open("ab") as log:
+        return subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment | {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+        )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without processors and two nodes with one each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_health_check_failure_threshold", "20")  # a busy machine is no dead node
+        cluster = Cluster()
+        for processors in (0, 1, 1):
+            add_node(cluster, processors)
+        yield cluster
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster, processors: int) -> None:
+    for attempt in range(3):  # Ray gives a node half a minute to come up, which a busy machine may need more than once
+        try:
+            cluster.add_node(num_cpus=processors, object_store_memory=80_000_000, include_dashboard=False)
+            return
+        except Exception:
+            if attempt == 2:
+                raise
+
+
+@pytest.mark.slow
+def test_storage_that_a_node_does_not_see_is_refused_before_anything_is_trained(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = make(tmp_path, cluster.address)
+    own = study.with_values({"storage": "/proc/self/cwd/runs"})  # the same words for another folder in every process
+    with pytest.raises(ResourceError, match=r"^storage: .*/runs/houses is not the same folder"), ray_session(own):
+        pytest.fail("it was not refused")
+    with ray_session(study):
+        assert list(study.storage_folder.iterdir()) == []  # nothing is left of the question
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_with_a_trial_costs_what_came_after_its_last_checkpoint(cluster, tmp_path):
+    study = make(tmp_path, cluster.address)
+    driver = start(tmp_path)
+    try:
+        until(lambda: len(nodes_of_batches(tmp_path)) >= 40 or driver.poll() is not None)
+        [first] = set(nodes_of_batches(tmp_path))
+        [node] = [node for node in cluster.list_all_nodes() if node.node_id == first]
+        cluster.remove_node(node, allow_graceful=False)
+        assert driver.wait(240) == 0, (tmp_path / "driver.log").read_text()
+    finally:
+        driver.kill()
+    batches = nodes_of_batches(tmp_path)
+    assert len(set(batches)) == 2
+    assert set(batches[len(batches) // 2 :]) == set(batches) - {first}
+    assert {number: state for number, (state, _) in trials(study).items()} == {0: "COMPLETE", 1: "COMPLETE"}
+    assert 2 * EPOCHS * BATCHES <= len(batches) < 2 * EPOCHS * BATCHES + 30  # anew, it would be 40 more
+
+
+@pytest.mark.slow
+def test_a_search_whose_cluster_is_lost_goes_on_from_its_storage_on_another(cluster, tmp_path):
+    study = make(tmp_path, cluster.address)
+    driver = start(tmp_path)
+    try:
+        until(lambda: len(nodes_of_batches(tmp_path)) >= EPOCHS * BATCHES + 20 or driver.poll() is not None)
+        cluster.shutdown()
+        assert driver.wait(120) != 0
+    finally:
+        driver.kill()
+    before = trials(study)
+    assert before[0][0] == "COMPLETE" and before[1][0] == "RUNNING"
+    assert json.loads((study.storage_folder / "search-1" / "run.json").read_text())["status"] in ("running", "failed")
+    result = search(study.with_values({"scale.address": None}))
+    assert result.folder == study.storage_folder / "search-1"
+    assert trials(study)[0] == before[0]
+    assert trials(study)[1][0] == "COMPLETE"
+    assert len(nodes_of_batches(tmp_path)) < 2 * EPOCHS * BATCHES + 30
