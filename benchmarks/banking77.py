@@ -107,9 +107,9 @@ def trained(rows: Array, labels: Array, test: Array, seed: int) -> Array:
     repeated = np.resize(np.arange(len(rows)), max(len(rows), 64 * 10))  # at one shot, an epoch has 10 updates as well
     train = examples(rows[repeated], labels[repeated])
     prepared = Prepared(
-        train,
-        examples(rows, labels),  # no labels are left for validation
-        examples(test, np.zeros(len(test))),
+        train=train,
+        validation=examples(rows, labels),  # no labels are left for validation
+        test=examples(test, np.zeros(len(test))),
         features=None,  # type: ignore[arg-type]  # the rows are vectors already
         targets=[Target("intent", "multiclass", "intent", classes=list(range(classes)))],
         rows={},

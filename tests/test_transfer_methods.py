@@ -426,3 +426,28 @@ def test_a_source_without_one_encoder_is_refused(source: Source) -> None:
     model = build_model(own, len(source.saved.features.names), source.saved.targets)
     with pytest.raises(RunError, match="share by 'mmoe'"):
         Source("mixture", replace(source.saved, study=own, model=model), own)
+
+
+# --- several labels --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fine_tuning", "knn", "distillation", "selective", "mixed", "gradient_guided"])
+def test_a_task_of_several_labels_is_transferred_label_by_label(kind: str, tmp_path) -> None:
+    """With labels missing here and there; the source has the same task and one of its own."""
+    rows = cancers()
+    rows["large"], rows["rough"] = rows["mean-area"] > 550, rows["worst-smoothness"] > 0.13
+    rows.loc[::7, "rough"] = None
+    rows = rows.drop(columns=["mean-area", "mean-smoothness", "worst-smoothness"])
+    findings = {"findings": {"kind": "multilabel", "target": ["large", "rough"]}}
+    rows.iloc[:300].to_csv(tmp_path / "cancers.csv", index=False)
+    (tmp_path / "study.yaml").write_text(study("there", {"malignant": {"kind": "binary"}} | findings).to_yaml())
+    there = Study.load(tmp_path / "study.yaml")
+    source = Source("there", saved(there, pd.read_csv(tmp_path / "cancers.csv")), there)
+    here = rows.iloc[300:].drop(columns="malignant").reset_index(drop=True)
+    data = TargetData.of(study("here", findings), here)
+    problem = Problem.of(data, Sources(source), 60, 0)
+    run = trained(started(kind, problem), problem)
+    predictions, metrics = run.judged(run.prepared.test)
+    assert predictions["findings"].shape[1] == 2 and metrics["findings/roc_auc"] > 0.7
+    again = run.saved_model().predict(here.iloc[data.own.rows["test"]])
+    np.testing.assert_allclose(again["findings_probability_large"], predictions["findings"][:, 0], atol=1e-5)

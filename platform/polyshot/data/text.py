@@ -10,17 +10,18 @@ import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from polyshot.errors import DataError, ResourceError
 from polyshot.study import BagOfWords, SentenceEncoder, TfIdf
 
-Words = CountVectorizer | TfidfVectorizer
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import CountVectorizer
+
 _TEXTS_KEPT = 100_000  # embeddings of one encoder that are remembered: 150 MB of them for 384 numbers each
 
 
@@ -29,12 +30,14 @@ def as_strings(column: pd.Series) -> NDArray[np.object_]:
     return column.astype(object).where(column.notna(), "").map(str).to_numpy(dtype=object)
 
 
-def vectoriser(settings: BagOfWords | TfIdf, texts: Sequence[str], place: str) -> Words:
+def vectoriser(settings: BagOfWords | TfIdf, texts: Sequence[str], place: str) -> CountVectorizer:
     """What counts or weighs the words of `texts`, fitted to them.
 
     Raises:
         DataError: when they hold no word.
     """
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+
     make = CountVectorizer if isinstance(settings, BagOfWords) else TfidfVectorizer
     words = make(max_features=settings.max_features, ngram_range=(1, settings.ngrams), dtype=np.float32)
     try:

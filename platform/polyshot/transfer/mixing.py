@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from polyshot.balancing import Balancer
+from polyshot.data.labels import LabelLayout
 from polyshot.data.prepare import Examples
 from polyshot.data.targets import Target
 from polyshot.models.multitask import build_model
@@ -57,7 +58,8 @@ def mixed(
     once = problem.once
     wanted = round(len(rows) * settings.target_share / (1 - settings.target_share))
     repeated = torch.arange(max(len(once), wanted)) % len(once)
-    of_target = _with_columns(Examples(once.features[repeated], once.targets[repeated], once.mask[repeated]), len(kept))
+    more = sum(len(source.saved.targets[place].columns) for place in kept)
+    of_target = _with_columns(Examples(once.features[repeated], once.targets[repeated], once.mask[repeated]), more)
     train = Examples(*(torch.cat(parts) for parts in zip(_parts(of_target), _parts(of_source), strict=True)))
 
     shared = problem.shared
@@ -66,8 +68,8 @@ def mixed(
     prepared = replace(
         shared,
         train=train,
-        validation=_with_columns(shared.validation, len(kept)),
-        test=_with_columns(shared.test, len(kept)),
+        validation=_with_columns(shared.validation, more),
+        test=_with_columns(shared.test, more),
         targets=targets,
     )
     model = build_model(study, train.features.shape[1], targets)
@@ -97,7 +99,7 @@ def _with_tasks(study: Study, problem: Problem, names: Sequence[str]) -> Study:
         tree["tasks"][PREFIX + name] = theirs[name] | {
             "source": None,
             "arguments": {},
-            "target": PREFIX + name,
+            "target": _prefixed(theirs[name]["target"], name),
             "weight": theirs[name]["weight"] * total / others,
         }
     tree["training"] |= {"sampling": {"kind": "rows"}, "batch_size": problem.target.study.training.batch_size}
@@ -109,20 +111,25 @@ def _as_target(
     rows: Examples, targets: Sequence[Target], theirs: Sequence[Target], pairs: Mapping[int, int], kept: Sequence[int]
 ) -> Examples:
     """The source's labels in the columns of the target's tasks and of those `kept` beside them."""
-    labels = rows.targets.new_zeros(len(rows), len(targets) + len(kept))
+    layout, their_layout = LabelLayout.of([*targets, *(theirs[place] for place in kept)]), LabelLayout.of(theirs)
+    labels = rows.targets.new_zeros(len(rows), layout.columns[-1].stop)
     mask = rows.mask.new_zeros(labels.shape)
-    for place, other in pairs.items():
-        mine, old = targets[place], theirs[other]
-        own = rows.targets[:, other]
-        labels[:, place] = own if mine.classes is not None else (own * old.scale + old.mean - mine.mean) / mine.scale
-        mask[:, place] = rows.mask[:, other]
-    for place, other in enumerate(kept, start=len(targets)):
-        labels[:, place], mask[:, place] = rows.targets[:, other], rows.mask[:, other]
+    for place, other in [*pairs.items(), *enumerate(kept, start=len(targets))]:
+        columns, values = layout.columns[place], rows.targets[:, their_layout.columns[other]]
+        if place < len(targets) and targets[place].classes is None:
+            mine, old = targets[place], theirs[other]
+            values = (values * old.scale + old.mean - mine.mean) / mine.scale
+        labels[:, columns], mask[:, columns] = values, rows.mask[:, their_layout.columns[other]]
     return Examples(rows.features, labels * mask, mask)
 
 
+def _prefixed(target: str | list[str] | None, task: str) -> str | list[str]:
+    """Columns of the mixed study: of no table, but no two alike."""
+    return [PREFIX + label for label in target] if isinstance(target, list) else PREFIX + (target or task)
+
+
 def _with_columns(examples: Examples, more: int) -> Examples:
-    """The same rows with `more` tasks of which they have no label."""
+    """The same rows with `more` columns of labels, none of which they have."""
 
     def widened(values: Tensor) -> Tensor:
         return torch.cat([values, values.new_zeros(len(values), more)], 1)

@@ -141,14 +141,14 @@ def from_source(study: Study, source: Source, targets: Sequence[Target]) -> Mult
 
 
 def shared_tasks(targets: Sequence[Target], source: Source) -> Iterator[tuple[int, int]]:
-    """Places of tasks, in `targets` and in the source, that are the same: in name, kind and classes."""
+    """Places of tasks, in `targets` and in the source, that are the same: in name, kind, classes and labels."""
     theirs = {target.task: place for place, target in enumerate(source.saved.targets)}
     for place, target in enumerate(targets):
         other = theirs.get(target.task)
         if other is None:
             continue
         found = source.saved.targets[other]
-        if (target.kind, target.classes) == (found.kind, found.classes):
+        if (target.kind, target.classes, target.labels) == (found.kind, found.classes, found.labels):
             yield place, other
 
 

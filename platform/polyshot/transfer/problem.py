@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polyshot.data.features import Features
+from polyshot.data.labels import LabelLayout
 from polyshot.data.prepare import EXAMPLE_ROWS, Examples, Prepared, prepare
 from polyshot.data.tables import read_tables
 from polyshot.data.targets import Target
@@ -142,8 +143,8 @@ class Problem:
         seed = study.seed + repetition
         train = target.own.train
         labels = train.targets[:, 0].where(train.mask[:, 0], torch.nan).numpy()
-        is_classification = target.own.targets[0].classes is not None
-        order, rank = _order(labels if is_classification else None, train.mask.any(1).numpy(), seed)
+        has_classes = target.own.targets[0].kind in ("binary", "multiclass")
+        order, rank = _order(labels if has_classes else None, train.mask.any(1).numpy(), seed)
         if budget == "all":
             labelled = order
         elif transfer.per_class:
@@ -226,9 +227,9 @@ class Problem:
         """The tasks' encodings, whose means and scales are those of the labelled rows alone."""
         train = self.target.own.train
         fitted = []
-        for task, target in enumerate(self.target.own.targets):
+        for target, own in zip(self.target.own.targets, self.target.own.labels.columns, strict=True):
             if target.classes is None:
-                labels, known = train.targets[self.labelled, task], train.mask[self.labelled, task]
+                labels, known = train.targets[self.labelled, own.start], train.mask[self.labelled, own.start]
                 values = target.decode(labels[known].double().numpy())
                 target = replace(target, mean=float(values.mean()), scale=float(values.std()))
             fitted.append(target)
@@ -236,8 +237,8 @@ class Problem:
 
     def _checked(self) -> Problem:
         train = self.target.own.train
-        for task, target in enumerate(self.target.own.targets):
-            known = train.targets[self.labelled, task][train.mask[self.labelled, task]]
+        for target, own in zip(self.target.own.targets, self.target.own.labels.columns, strict=True):
+            known = train.targets[self.labelled, own][train.mask[self.labelled, own]]
             if len(known.unique()) < 2:
                 raise DataError(
                     f"transfer.budgets: with a budget of {self.budget}, task '{target.task}' has no two different "
@@ -267,7 +268,7 @@ def _order(labels: NDArray | None, known: NDArray[np.bool_], seed: int) -> tuple
 def _encoded(examples: Examples, before: Sequence[Target], after: Sequence[Target]) -> Examples:
     """The same labels in other encodings: of regression tasks, by another mean and scale."""
     labels = examples.targets.clone()
-    for task, (old, new) in enumerate(zip(before, after, strict=True)):
+    for old, new, own in zip(before, after, LabelLayout.of(before).columns, strict=True):
         if old.classes is None:
-            labels[:, task] = (labels[:, task] * old.scale + old.mean - new.mean) / new.scale
+            labels[:, own] = (labels[:, own] * old.scale + old.mean - new.mean) / new.scale
     return replace(examples, targets=labels.where(examples.mask, 0.0))

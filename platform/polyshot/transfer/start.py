@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyshot.balancing import Balancer
+from polyshot.data.labels import LabelLayout
 from polyshot.data.prepare import Examples, Prepared
+from polyshot.models.heads import HeadLayout
 from polyshot.models.multitask import MultiTaskModel
 from polyshot.saved_model import SavedModel
 from polyshot.study import Study, TransferMethod
@@ -67,10 +69,12 @@ class TransferRun(TrainingRun):
         Raises:
             TrainingDivergedError: when the run kept no epoch.
         """
-        outputs, own = self.best_outputs(examples), len(self._own_targets)
-        rows = outputs, examples.targets[:, :own].numpy(), examples.mask[:, :own].numpy()
-        predictions = {task.task: found for task, _, found in labelled(*rows, self._own_targets, self.model.layout)}
-        return predictions, evaluate(*rows, self._own_targets, self.model.layout)
+        targets, layout = self._own_targets, self.model.layout
+        own = LabelLayout.of(targets).columns[-1].stop
+        known = self.best_outputs(examples), examples.targets[:, :own].numpy(), examples.mask[:, :own].numpy()
+        of_own = targets, HeadLayout(layout.columns[: len(targets)], layout.width)
+        predictions = {target.task: predicted for target, _, predicted in labelled(*known, *of_own)}
+        return predictions, evaluate(*known, *of_own)
 
     def saved_model(self) -> SavedModel:
         """What the best epoch leaves: an ordinary model of the target's tasks, on the CPU.

@@ -180,8 +180,12 @@ def _resampled(
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
     """By method, its metric on resamples of the test rows [R], the mean over repetitions; and how many were drawn."""
     target, examples = prepared.targets[place], prepared.test
-    metric, known = study.tasks[target.task].metric, examples.mask[:, place].numpy()
-    labels = examples.targets[:, place].double().numpy()[known]
+    metric, own = study.tasks[target.task].metric, prepared.labels.columns[place]
+    mask = examples.mask[:, own].numpy()
+    known = mask.any(1)
+    labels = np.where(mask, examples.targets[:, own].double().numpy(), np.nan)[known]
+    if target.kind != "multilabel":
+        labels = labels[:, 0]
     if target.classes is None:
         labels = target.decode(labels)
     groups = prepared.groups.get("test")

@@ -77,6 +77,8 @@ class Teaching(Term):
     def _of(self, lesson: Lesson, outputs: Tensor, taught: Tensor) -> Tensor:
         if lesson.kind == "regression":
             return F.mse_loss(outputs, taught)
+        if lesson.kind == "multilabel":  # each label is two classes
+            outputs, taught = outputs.reshape(-1, 1), taught.reshape(-1, 1)
         return softened_divergence(outputs, taught, self._settings.temperature)
 
 

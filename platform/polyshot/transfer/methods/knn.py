@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyshot.data.targets import Target
 from polyshot.models.encoders import make_encoder
 from polyshot.models.multitask import build_model
 from polyshot.study import Model, NearestNeighbours
@@ -24,18 +25,18 @@ _ROWS_AT_ONCE = 1024
 class KNNEncoder(nn.Module):
     """[B, F] → [B, O]: for each task what its k nearest labelled rows say.
 
-    The mean label of a regression task; the log-odds of the positive class, or the log-probability of each, from the
-    neighbours' votes and one more that is shared out among all classes.
+    The mean label of a regression task; the log-odds of a positive class or label, or the log-probability of each
+    class, from the neighbours' votes and one more that is shared out among all classes.
     """
 
     memory: Tensor  # [N, H], features of the labelled rows
-    labels: Tensor  # [N, T]
-    known: Tensor  # [N, T]
+    labels: Tensor  # [N, L]
+    known: Tensor  # [N, L]
 
     def __init__(
         self, inputs: int, encoder: dict[str, Any], rows: int, neighbours: int, tasks: list[tuple[str, int, int]]
     ):
-        """`tasks`: of each its kind, and the first and the end of its columns."""
+        """`tasks`: of each column of labels the task's kind, and the first and the end of its outputs."""
         super().__init__()
         self.encoder = make_encoder(Model.model_validate({"encoder": encoder}).encoder, inputs)
         self.outputs = max(end for _, _, end in tasks)
@@ -52,10 +53,12 @@ class KNNEncoder(nn.Module):
         """[B, H] → [B, O]."""
         distances = torch.cdist(features, self.memory)
         answers = features.new_zeros(len(features), self.outputs)
-        for task, (kind, first, end) in enumerate(self._tasks):
-            own = self.known[:, task]
+        for column, (kind, first, end) in enumerate(self._tasks):
+            own = self.known[:, column]
+            if not own.any():  # a label that no row has: as likely as not
+                continue
             nearest = distances[:, own].topk(min(self._neighbours, int(own.sum())), largest=False).indices
-            labels = self.labels[own, task][nearest]  # [B, k]
+            labels = self.labels[own, column][nearest]  # [B, k]
             answers[:, first:end] = _votes(kind, labels, end - first)
         return answers
 
@@ -70,6 +73,13 @@ def _votes(kind: str, labels: Tensor, outputs: int) -> Tensor:
     return logs if outputs > 1 else logs[:, 1:] - logs[:, :1]
 
 
+def _parts(target: Target, own: slice) -> list[tuple[int, int]]:
+    """The outputs of each column of a task's labels."""
+    if target.kind == "multilabel":
+        return [(place, place + 1) for place in range(own.start, own.stop)]
+    return [(own.start, own.stop)]
+
+
 def prepare(settings: NearestNeighbours, problem: Problem) -> Start:
     source, targets, rows = problem.source, problem.targets, problem.once
     study = with_source_encoder(problem.study, source)
@@ -78,7 +88,9 @@ def prepare(settings: NearestNeighbours, problem: Problem) -> Start:
         "encoder": source.saved.study.model.encoder.model_dump(mode="json"),
         "rows": len(rows),
         "neighbours": settings.neighbours,
-        "tasks": [[target.kind, own.start, own.stop] for target, own in zip(targets, columns, strict=True)],
+        "tasks": [
+            [target.kind, *part] for target, own in zip(targets, columns, strict=True) for part in _parts(target, own)
+        ],
     }
     kind = f"{KNNEncoder.__module__}:{KNNEncoder.__qualname__}"
     study = plainly_weighed(study.with_values({"model.encoder": {"kind": kind, "options": options}}))

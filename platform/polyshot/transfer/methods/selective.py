@@ -61,6 +61,10 @@ def prepare(settings: SelectiveTransfer, problem: Problem) -> Start:
     return Start(plainly_weighed(start.study), start.prepared, start.saved, TransferModel(sharing, heads))
 
 
+def _places(columns: slice) -> range:
+    return range(columns.start, columns.stop)
+
+
 def _projection(settings: SelectiveTransfer, features: Tensor, problem: Problem) -> Projection:
     """
     Args:
@@ -70,7 +74,8 @@ def _projection(settings: SelectiveTransfer, features: Tensor, problem: Problem)
         return principal_components(features.numpy(), settings.features)
     rows = problem.once
     labels = rows.targets.where(rows.mask, torch.nan).double().numpy()
-    tasks = [(labels[:, place], target.classes is not None) for place, target in enumerate(problem.targets)]
+    columns = zip(problem.targets, problem.shared.labels.columns, strict=True)
+    tasks = [(labels[:, place], target.classes is not None) for target, own in columns for place in _places(own)]
     of_labelled = features[torch.from_numpy(problem.labelled)].numpy()
     ranking = by_mutual_information(of_labelled, tasks, settings.features, problem.study.seed)
     return most_informative(features.numpy(), ranking)

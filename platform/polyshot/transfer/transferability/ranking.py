@@ -42,33 +42,43 @@ def _rows(target: TargetData, source: Source) -> list[dict[str, Any]]:
         features = source.encoder.eval()(train.features).double().numpy()
         outputs = source.saved.model.eval()(train.features).numpy()
     rows = []
-    for place, own in enumerate(prepared.targets):
-        known = train.mask[:, place].numpy()
-        labels = train.targets[known, place].double().numpy()
+    for own, columns in zip(prepared.targets, prepared.labels.columns, strict=True):
         are_classes = own.classes is not None
-        leeps = _leeps(source, outputs[known], labels) if are_classes else {}
-        best = max(leeps, key=lambda task: leeps[task], default=None)
+        measured = []
+        for place in range(columns.start, columns.stop):
+            known = train.mask[:, place].numpy()
+            labels = train.targets[known, place].double().numpy()
+            if len(np.unique(labels)) > 1:
+                leeps = _leeps(source, outputs[known], labels) if are_classes else {}
+                score = h_score(features[known], labels) if are_classes else math.nan
+                measured.append({"logme": logme(features[known], labels, are_classes), "h_score": score} | leeps)
+        means = pd.DataFrame(measured).mean()  # over the labels of a multilabel task
+        leep_task = means.drop(["logme", "h_score"]).idxmax() if len(means) > 2 else None
         rows.append(
             {
                 "task": own.task,
                 "source": source.name,
                 "columns": len(prepared.features.columns),
-                "logme": logme(features[known], labels, are_classes),
-                "h_score": h_score(features[known], labels) if are_classes else math.nan,
-                "leep": math.nan if best is None else leeps[best],
-                "leep_task": best,
+                "logme": means["logme"],
+                "h_score": means["h_score"],
+                "leep": math.nan if leep_task is None else means[leep_task],
+                "leep_task": leep_task,
             }
         )
     return rows
 
 
 def _leeps(source: Source, outputs: NDArray[np.float32], labels: NDArray[np.float64]) -> dict[str, float]:
-    """By each task of the source that tells classes apart."""
+    """By each task of the source that tells classes apart, or label that it knows."""
     found = {}
     for theirs, columns in zip(source.saved.targets, source.saved.model.layout.columns, strict=True):
-        if theirs.classes is not None:
-            probabilities = predictions(outputs, theirs, columns)
-            if theirs.kind == "binary":
-                probabilities = np.stack([1 - probabilities, probabilities], 1)
+        if theirs.classes is None:
+            continue
+        probabilities = predictions(outputs, theirs, columns)
+        if theirs.kind == "multiclass":
             found[theirs.task] = leep(probabilities, labels)
+            continue
+        names = [theirs.task] if theirs.labels is None else [f"{theirs.task}_{label}" for label in theirs.labels]
+        for name, positive in zip(names, probabilities.reshape(len(labels), -1).T, strict=True):
+            found[name] = leep(np.stack([1 - positive, positive], 1), labels)
     return found
