@@ -435,7 +435,7 @@ def test_a_source_without_one_encoder_is_refused(source: Source) -> None:
 def test_a_task_of_several_labels_is_transferred_label_by_label(kind: str, tmp_path) -> None:
     """With labels missing here and there; the source has the same task and one of its own."""
     rows = cancers()
-    rows["large"], rows["rough"] = rows["mean-area"] > 550, rows["worst-smoothness"] > 0.13
+    rows["large"], rows["rough"] = rows["mean-area"] > 550, (rows["worst-smoothness"] > 0.13).astype(object)
     rows.loc[::7, "rough"] = None
     rows = rows.drop(columns=["mean-area", "mean-smoothness", "worst-smoothness"])
     findings = {"findings": {"kind": "multilabel", "target": ["large", "rough"]}}
@@ -451,3 +451,11 @@ def test_a_task_of_several_labels_is_transferred_label_by_label(kind: str, tmp_p
     assert predictions["findings"].shape[1] == 2 and metrics["findings/roc_auc"] > 0.7
     again = run.saved_model().predict(here.iloc[data.own.rows["test"]])
     np.testing.assert_allclose(again["findings_probability_large"], predictions["findings"][:, 0], atol=1e-5)
+
+
+def test_a_student_may_share_in_any_way(problem: Problem) -> None:
+    mixture = replace(problem, study=problem.study.with_values({"model.sharing": {"kind": "mmoe", "experts": 2}}))
+    run = trained(started("distillation", mixture), mixture)
+    predictions, _ = run.judged(run.prepared.test)
+    predicted = run.saved_model().predict(problem.target.table.iloc[problem.target.own.rows["test"]])
+    np.testing.assert_allclose(predicted["malignant_probability"], predictions["malignant"], atol=1e-5)

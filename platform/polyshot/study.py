@@ -1023,7 +1023,7 @@ class Transfer(Section):
         "one), which is trained first where no run of it is there.",
     )
     methods: dict[Annotated[str, Field(pattern=NAME)], TransferKind] = Field(
-        default_factory=lambda: {"fine_tuning": FineTuning(), "linear_probe": LinearProbe(kind="linear_probe")},
+        {"fine_tuning": FineTuning(), "linear_probe": LinearProbe(kind="linear_probe")},
         min_length=1,
         description="Methods by name; a name that is a kind needs no `kind`.",
     )

@@ -329,7 +329,11 @@ def _transformer(
         ("categorical", one_hot, of("categorical")),
     ]
     words = [
-        (f"words {position}", vectoriser(settings, inputs[str(position)], f"the column '{name}'"), str(position))
+        (
+            f"words {position}",
+            vectoriser(settings, inputs[str(position)], f"the column '{name}'"),
+            str(position),
+        )
         for position, name in enumerate(kinds)
         if isinstance(settings := texts.get(name), BagOfWords | TfIdf)
     ]

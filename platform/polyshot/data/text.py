@@ -7,7 +7,7 @@ label.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ def as_strings(column: pd.Series) -> NDArray[np.object_]:
     return column.astype(object).where(column.notna(), "").map(str).to_numpy(dtype=object)
 
 
-def vectoriser(settings: BagOfWords | TfIdf, texts: Sequence[str], place: str) -> CountVectorizer:
+def vectoriser(settings: BagOfWords | TfIdf, texts: Iterable[str], place: str) -> CountVectorizer:
     """What counts or weighs the words of `texts`, fitted to them.
 
     Raises:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from polyshot.data.targets import Target
 from polyshot.models.heads import StackedHeads
 from polyshot.models.multitask import MultiTaskModel, build_model
+from polyshot.models.sharing import SharingScheme
 from polyshot.models.sharing.hard import HardSharing
 from polyshot.models.stacking import Rows
 from polyshot.study import Study
@@ -54,9 +55,11 @@ NONE = Training(lambda _: 0)
 
 
 class TransferModel(MultiTaskModel):
-    """[B, F] → [B, O], as any multi-task model."""
+    """[B, F] → [B, O], as any multi-task model. What is said of layers needs hard sharing."""
 
-    def __init__(self, sharing: HardSharing, heads: StackedHeads, training: Training = ALL, terms: Sequence[Term] = ()):
+    def __init__(
+        self, sharing: SharingScheme, heads: StackedHeads, training: Training = ALL, terms: Sequence[Term] = ()
+    ):
         super().__init__(sharing, heads)
         self.terms = nn.ModuleList(terms)
         self._training = training
@@ -90,9 +93,9 @@ class TransferModel(MultiTaskModel):
         return self
 
     def learning_rates(self) -> Sequence[tuple[Rows, float]]:
-        layers = layers_of(self.encoder)
         if self._training.layer_decay == 1:
             return ()
+        layers = layers_of(self.encoder)
         return [
             (Rows(parameter, slice(None)), self._training.layer_decay ** (len(layers) - place))
             for place, layer in enumerate(layers)
@@ -177,13 +180,16 @@ def plain(study: Study, targets: Sequence[Target], inputs: int, trained: Transfe
     Args:
         targets: of the study's tasks, which are the first ones of the trained model.
     """
-    encoder, heads = trained.encoder, trained.heads
-    weight, bias = heads.linear.weight, heads.linear.bias
-    if isinstance(encoder, Wrapped):
-        encoder, weight, bias = encoder.unwrap(weight, bias)
+    sharing, heads = trained.sharing, trained.heads
+    weight: Tensor = heads.linear.weight
+    bias: Tensor = heads.linear.bias
     model = build_model(study, inputs, targets)
-    assert isinstance(model.sharing, HardSharing)
-    model.sharing.encoder.load_state_dict(encoder.state_dict())
+    if isinstance(sharing, HardSharing) and isinstance(sharing.encoder, Wrapped):
+        encoder, weight, bias = sharing.encoder.unwrap(weight, bias)
+        assert isinstance(model.sharing, HardSharing)
+        model.sharing.encoder.load_state_dict(encoder.state_dict())
+    else:
+        model.sharing.load_state_dict(sharing.state_dict())
     for mine, theirs in zip(model.heads.layout.columns, heads.layout.columns, strict=False):
         model.heads.linear.weight[mine] = weight[theirs]
         model.heads.linear.bias[mine] = bias[theirs]

@@ -24,7 +24,7 @@ from polyshot.transfer.model import ALL, Term, Training, TransferModel, from_sou
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.source import Source
 
-Predictions = dict[str, NDArray[np.float64]]  # by task: of the rows that have its label, as its metrics take them
+Predictions = dict[str, NDArray[np.floating]]  # by task: of the rows that have its label, as its metrics take them
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def on_source(
 
 
 def transferring(model: MultiTaskModel, training: Training = ALL, terms: Sequence[Term] = ()) -> TransferModel:
-    return TransferModel(model.sharing, model.heads, training, terms)  # type: ignore[arg-type]  # shared hard
+    return TransferModel(model.sharing, model.heads, training, terms)
 
 
 def plainly_weighed(study: Study) -> Study:

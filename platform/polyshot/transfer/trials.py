@@ -105,7 +105,7 @@ class Trial:
         weights = run.saved_model().model.state_dict()
         write_atomically(path.with_suffix(".pt"), lambda file: torch.save(weights, file))
         arrays = {f"{split}/{task}": values for split, tasks in predictions.items() for task, values in tasks.items()}
-        write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, **arrays))
+        write_atomically(path.with_suffix(".npz"), lambda file: np.savez(file, allow_pickle=False, **arrays))
         write_json(
             path,
             {

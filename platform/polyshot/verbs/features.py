@@ -9,7 +9,9 @@ from polyshot.errors import DataError, Problem, StudyError
 from polyshot.verbs.predict import find_model
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
+    from numpy.typing import NDArray
 
 
 def features(
@@ -65,7 +67,7 @@ def features(
     return pd.DataFrame(values, rows.index, names)
 
 
-def _labels(rows: pd.DataFrame, column: str) -> tuple[object, bool]:
+def _labels(rows: pd.DataFrame, column: str) -> tuple[NDArray[np.floating], bool]:
     """The column as numbers [N], NaN where missing, and whether they are classes."""
     import numpy as np
     import pandas as pd

@@ -7,7 +7,6 @@ A trial trains one method, `searched`, at the study's largest budget. Trials are
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,11 +136,11 @@ def transfer_search(
 def _largest(target: TargetData, sources: Sources) -> Problem:
     """The problem of the trials: the largest budget, in the first repetition."""
     budgets = target.study.transfer.budgets
-    largest = "all" if "all" in budgets else max(budget for budget in budgets if budget != "all")
-    return Problem.of(target, sources, largest, 0)
+    numbers = [budget for budget in budgets if isinstance(budget, int)]
+    return Problem.of(target, sources, "all" if "all" in budgets else max(numbers), 0)
 
 
-def _scratch(target: TargetData, sources: Sources) -> Mapping[str, float]:
+def _scratch(target: TargetData, sources: Sources) -> dict[str, float]:
     """The chosen metric of each task on validation without transfer: what improvement is measured against."""
     problem = _largest(target, sources)
     run = TransferRun(from_scratch(problem), problem)

@@ -36,10 +36,10 @@ class LowRank(Wrapped):
         names = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
         if not names:
             raise RunError("transfer.methods: 'lora' updates linear layers and the source's encoder has none")
-        config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names)  # type: ignore[arg-type]
+        config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.updated = get_peft_model(encoder, config)  # type: ignore[arg-type]
+            self.updated = get_peft_model(encoder, config)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.updated(features)

@@ -18,6 +18,8 @@ from polyshot.transfer.transferability.h_score import h_score
 from polyshot.transfer.transferability.leep import leep
 from polyshot.transfer.transferability.logme import logme
 
+_FEATURES = ("logme", "h_score")  # what is measured on features; the others are LEEP, by the source's task
+
 
 def ranking(target: TargetData, sources: Sequence[Source]) -> pd.DataFrame:
     """One row per source and task, for each task the source with the highest LogME first.
@@ -52,8 +54,8 @@ def _rows(target: TargetData, source: Source) -> list[dict[str, Any]]:
                 leeps = _leeps(source, outputs[known], labels) if are_classes else {}
                 score = h_score(features[known], labels) if are_classes else math.nan
                 measured.append({"logme": logme(features[known], labels, are_classes), "h_score": score} | leeps)
-        means = pd.DataFrame(measured).mean()  # over the labels of a multilabel task
-        leep_task = means.drop(["logme", "h_score"]).idxmax() if len(means) > 2 else None
+        means = pd.DataFrame(measured).mean().to_dict()  # over the labels of a multilabel task
+        leep_task = max((name for name in means if name not in _FEATURES), key=lambda name: means[name], default=None)
         rows.append(
             {
                 "task": own.task,
