@@ -909,7 +909,7 @@ class LoRA(TransferMethod):
 
     kind: Literal["lora"]
     rank: int = Field(8, ge=1, description="Rank of an update.")
-    alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="An update is scaled by alpha / rank.")
+    alpha: int = Field(16, ge=1, description="An update is scaled by alpha / rank.")
 
 
 class Distillation(TransferMethod):

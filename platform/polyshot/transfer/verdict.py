@@ -182,7 +182,7 @@ def _resampled(
     target, examples = prepared.targets[place], prepared.test
     metric, own = study.tasks[target.task].metric, prepared.labels.columns[place]
     mask = examples.mask[:, own].numpy()
-    known: NDArray[np.bool_] = mask.any(1)
+    known = np.asarray(mask.any(1))
     labels = np.where(mask, examples.targets[:, own].double().numpy(), np.nan)[known]
     if target.kind != "multilabel":
         labels = labels[:, 0]
