@@ -103,7 +103,10 @@ def trials(study: Study) -> dict[int, tuple[str, object]]:
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    # All but what this process's Ray has set for itself; the cluster's token, where it has one, is the driver's too.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name.startswith("RAY_AUTH_")
+    }
     command = [sys.executable, str(folder / "driver.py"), str(folder / "study.yaml")]
     with (folder / "driver.log").open("ab") as log:
         return subprocess.Popen(

@@ -435,8 +435,8 @@ def test_a_source_without_one_encoder_is_refused(source: Source) -> None:
 def test_a_task_of_several_labels_is_transferred_label_by_label(kind: str, tmp_path) -> None:
     """With labels missing here and there; the source has the same task and one of its own."""
     rows = cancers()
-    rows["large"], rows["rough"] = rows["mean-area"] > 550, (rows["worst-smoothness"] > 0.13).astype(object)
-    rows.loc[::7, "rough"] = None
+    rough = (rows["worst-smoothness"] > 0.13).astype("boolean").mask(np.arange(len(rows)) % 7 == 0)
+    rows["large"], rows["rough"] = rows["mean-area"] > 550, rough
     rows = rows.drop(columns=["mean-area", "mean-smoothness", "worst-smoothness"])
     findings = {"findings": {"kind": "multilabel", "target": ["large", "rough"]}}
     rows.iloc[:300].to_csv(tmp_path / "cancers.csv", index=False)
