@@ -28,7 +28,8 @@ from timing import machine
 from polyshot.data.prepare import Examples, Prepared
 from polyshot.data.targets import Target
 from polyshot.data.text import embeddings
-from polyshot.study import SentenceEncoder, Study
+from polyshot.study import Study
+from polyshot.study.data import SentenceEncoder
 from polyshot.training.loop import TrainingRun
 
 Array = np.ndarray

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from timing import machine
 from torch import Tensor, nn
 
-from polyshot import study as sections
 from polyshot.meta.engines.flat import FlatLayout
 from polyshot.meta.engines.learn2learn import library
 from polyshot.meta.engines.vectorised import VectorisedEngine
@@ -35,6 +34,7 @@ from polyshot.meta.learners.first_order_maml import FirstOrderMAML
 from polyshot.meta.learners.maml import MAML
 from polyshot.meta.networks import FewShotNetwork, cnn4
 from polyshot.meta.objectives import CrossEntropy, Objective, SquaredError
+from polyshot.study import training as sections
 from polyshot.training.optimisers import AdamW
 
 CASES = ["mlp-1", "mlp-5", "mlp-1-one", "cnn-1", "cnn-5", "cnn-1-fo", "cnn-1-one"]

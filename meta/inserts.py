@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from polyshot.models.encoders.mlp import MLPEncoder
-from polyshot.study import MLP
+from polyshot.study.model import MLP
 
 Kind = Literal["lora", "adapters"]
 FACTORS = ("down", "up")  # the names of an insert's parameters within its layer

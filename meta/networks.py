@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from polyshot.errors import Problem, StudyError
 from polyshot.models.encoders import build_encoder
-from polyshot.study import CNN4, Study
+from polyshot.study import Study
+from polyshot.study.meta import CNN4
 
 
 class FewShotNetwork(nn.Module):

@@ -31,7 +31,8 @@ from polyshot.meta.stacked import STATISTICS, Weights
 from polyshot.models.multitask import MultiTaskModel, build_model
 from polyshot.models.sharing.hard import HardSharing
 from polyshot.saved_model import SavedModel
-from polyshot.study import MLP, Study
+from polyshot.study import Study
+from polyshot.study.model import MLP
 
 _META, _WEIGHTS, _TARGET, _EXAMPLE = "meta.json", "meta_weights.pt", "target.json", "example.json"
 

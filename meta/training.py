@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyshot import study as sections
 from polyshot.errors import ResourceError
 from polyshot.meta.engines import build_engine
 from polyshot.meta.engines.flat import FlatLayout
@@ -27,6 +26,7 @@ from polyshot.meta.networks import build_network
 from polyshot.meta.stacked import Weights
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
+from polyshot.study import training as sections
 from polyshot.training.loop import Epoch, TrainingDivergedError, choose_device
 from polyshot.training.optimisers import AdamW
 from polyshot.training.world import World

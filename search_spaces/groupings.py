@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polyshot.study import GroupedSharing, Study
+from polyshot.study import Study
+from polyshot.study.model import GroupedSharing
 
 if TYPE_CHECKING:
     import optuna

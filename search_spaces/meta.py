@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polyshot.study import ClassEpisodes, GroupEpisodes, Study
+from polyshot.study import Study
+from polyshot.study.meta import ClassEpisodes, GroupEpisodes
 
 if TYPE_CHECKING:
     import optuna

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polyshot.study import SGD, Study
+from polyshot.study import Study
+from polyshot.study.training import SGD
 
 if TYPE_CHECKING:
     import optuna

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polyshot.study import ONE_BY_ONE, WHOLE_BATCHES, Study
+from polyshot.study import Study
+from polyshot.study.agreement import ONE_BY_ONE, WHOLE_BATCHES
 
 if TYPE_CHECKING:
     import optuna

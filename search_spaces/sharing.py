@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from polyshot.study import MLP, Study
+from polyshot.study import Study
+from polyshot.study.model import MLP
 
 if TYPE_CHECKING:
     import optuna

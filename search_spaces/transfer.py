@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from polyshot.study import SEARCHED, Study
+from polyshot.study import Study
+from polyshot.study.transfer import SEARCHED
 
 if TYPE_CHECKING:
     import optuna

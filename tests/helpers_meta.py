@@ -12,7 +12,7 @@ from polyshot.meta.episodes.base import Episodes
 from polyshot.meta.learners import Learner, build_learner
 from polyshot.meta.networks import FewShotNetwork, cnn4
 from polyshot.meta.objectives import CrossEntropy, Objective, SquaredError
-from polyshot.study import Meta
+from polyshot.study.meta import Meta
 
 torch.set_num_threads(1)
 

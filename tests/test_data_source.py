@@ -9,7 +9,7 @@ import pytest
 
 from polyshot.data.source import read_path, read_table
 from polyshot.errors import DataError, RunError
-from polyshot.study import Source
+from polyshot.study.data import Source
 
 
 def write(folder: Path, **files: str | bytes) -> None:

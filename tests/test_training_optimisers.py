@@ -101,7 +101,7 @@ def test_training_does_not_import_torchs_compiler():
     script = """
 import sys, torch
 from torch import nn
-from polyshot.study import AdamW
+from polyshot.study.training import AdamW
 from polyshot.training.optimisers import build_optimiser
 model = nn.Linear(2, 2)
 optimiser = build_optimiser(AdamW(), model.parameters())

@@ -17,7 +17,8 @@ from polyshot.data.prepare import prepare
 from polyshot.errors import DataError, RunError
 from polyshot.models.multitask import build_model
 from polyshot.saved_model import SavedModel, write_model
-from polyshot.study import DANN, Study
+from polyshot.study import Study
+from polyshot.study.transfer import DANN
 from polyshot.training.loop import TrainingRun
 from polyshot.transfer.methods import METHODS, dann, deep_coral, gradient_guided, mmd
 from polyshot.transfer.methods import prepare as begin

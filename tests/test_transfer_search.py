@@ -16,7 +16,8 @@ from polyshot.errors import RunError, StudyError
 from polyshot.search_spaces.transfer import transfer as space
 from polyshot.searching.objective import Objective
 from polyshot.searching.space import check_space
-from polyshot.study import SEARCHED, Study
+from polyshot.study import Study
+from polyshot.study.transfer import SEARCHED
 from polyshot.transfer.methods import METHODS
 from polyshot.transfer.problem import Problem, TargetData
 from polyshot.transfer.trials import trials_of

@@ -17,7 +17,8 @@ from polyshot.meta.episodes.groups import Groups
 from polyshot.meta.episodes.omniglot import omniglot
 from polyshot.meta.episodes.sinusoids import Sinusoids
 from polyshot.plugins import load_object
-from polyshot.study import ClassEpisodes, GroupEpisodes, SinusoidEpisodes, Study
+from polyshot.study import Study
+from polyshot.study.meta import ClassEpisodes, GroupEpisodes, SinusoidEpisodes
 
 __all__ = ["Classes", "EpisodeSource", "Episodes", "Groups", "Sinusoids", "Split", "build_source"]
 

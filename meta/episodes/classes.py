@@ -16,7 +16,7 @@ from polyshot.errors import DataError
 from polyshot.meta.episodes.base import Episodes, Share, Split, choose, everything
 from polyshot.meta.episodes.members import Members
 from polyshot.meta.objectives import CrossEntropy
-from polyshot.study import ClassEpisodes
+from polyshot.study.meta import ClassEpisodes
 
 _TURNS = 4  # by 0, 90, 180 and 270 degrees
 

@@ -17,7 +17,7 @@ from polyshot.errors import DataError
 from polyshot.meta.episodes.base import Episodes, Share, Split, everything
 from polyshot.meta.episodes.members import Members
 from polyshot.meta.objectives import CrossEntropy, Objective, SquaredError
-from polyshot.study import GroupEpisodes
+from polyshot.study.meta import GroupEpisodes
 
 
 class Groups:

@@ -1,7 +1,7 @@
 """Meta-learners, one file each; all pass the same contract suite (tests/test_meta_learner_contract.py).
 
 `build_learner` is the only place that maps a study's `meta.learner` to a class; a new learner is one file here, one
-section in `study.py` and one line below.
+section in `study/meta.py` and one line below.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from polyshot.meta.learners.reptile import Reptile
 from polyshot.meta.learners.ridge import Ridge
 from polyshot.meta.networks import FewShotNetwork
 from polyshot.meta.objectives import Objective, SquaredError
-from polyshot.study import MetaLearner
+from polyshot.study.meta import MetaLearner
 
 __all__ = ["LEARNERS", "Adapted", "Learner", "build_learner"]
 

@@ -669,7 +669,7 @@ def _print_transfer(console: Console, result: TransferResult) -> None:
     """For each task, methods beside training from scratch at each budget; then what is recommended."""
     import pandas as pd
 
-    from polyshot.study import SCRATCH
+    from polyshot.study.transfer import SCRATCH
 
     for task, rows in result.table.groupby("task", sort=False):
         metric = rows["metric"].iloc[0]

@@ -20,7 +20,8 @@ from polyshot.data.prepare import Prepared
 from polyshot.data.targets import Target
 from polyshot.errors import RunError
 from polyshot.models.multitask import MultiTaskModel, build_model
-from polyshot.study import Study, own_targets
+from polyshot.study import Study
+from polyshot.study.tasks import own_targets
 from polyshot.training.loop import TrainingRun
 from polyshot.training.metrics import predictions
 

@@ -1,6 +1,6 @@
 """The study file as text: strict YAML with line numbers, and validation errors put into words.
 
-Called by `study.py` only; knows pydantic and YAML, and no section of the study.
+Called by `study` only; knows pydantic and YAML, and no section of the study.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polyshot.study import Search, Source, Study
+from polyshot.study import Study
+from polyshot.study.data import Source
+from polyshot.study.search import Search
 
 
 def of_tasks(study: Study, tasks: Sequence[str]) -> Study:

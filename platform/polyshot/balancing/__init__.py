@@ -1,12 +1,11 @@
 """Balancers turn the vector of task losses [T] into one update; `balancing.backward` gives each what it needs.
 
 `build_balancer` is the only place that maps a study's `balance` to a class: a new method is one file here, one section
-in `study.py` and one line below.
+in `study/balance.py` and one line below.
 """
 
 from __future__ import annotations
 
-from polyshot import study as sections
 from polyshot.balancing.aligned_mtl import AlignedMTL
 from polyshot.balancing.base import Balancer, GramianBalancer, JacobianBalancer, LossBalancer
 from polyshot.balancing.cagrad import CAGrad
@@ -30,7 +29,9 @@ from polyshot.balancing.stch import SmoothTchebycheff
 from polyshot.balancing.uncertainty import Uncertainty
 from polyshot.balancing.upgrad import UPGrad
 from polyshot.errors import Problem, StudyError
-from polyshot.study import HardSharing, Study
+from polyshot.study import Study
+from polyshot.study import balance as sections
+from polyshot.study.model import HardSharing
 
 __all__ = ["Balancer", "GramianBalancer", "JacobianBalancer", "LossBalancer", "build_balancer", "check_balancer"]
 

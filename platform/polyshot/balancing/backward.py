@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from polyshot.balancing.base import Balancer, GramianBalancer, JacobianBalancer, LossBalancer
 from polyshot.balancing.trunk import Jacobian, Trunk, batched_gradients, build_trunk
-from polyshot.study import HardSharing, Study
+from polyshot.study import Study
+from polyshot.study.model import HardSharing
 
 Place = Literal["parameters", "features"]
 

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from polyshot.errors import DataError, RunError
-from polyshot.study import EPISODES, Study
+from polyshot.study import Study
+from polyshot.study.meta import EPISODES
 
 LIMIT_MIB = 64.0
 # Those that stand apart from the package in a checkout; in an installation they are inside it.

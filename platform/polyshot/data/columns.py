@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pandas.api import types
 
 from polyshot.errors import DataError, did_you_mean
-from polyshot.study import ColumnKind
+from polyshot.study.data import ColumnKind
 
 Numbers = NDArray[np.float64]
 Texts = NDArray[np.object_]

@@ -28,7 +28,8 @@ from polyshot.data.columns import (
 )
 from polyshot.data.text import as_strings, embeddings, vectoriser
 from polyshot.errors import DataError, ResourceError, RunError, did_you_mean
-from polyshot.study import BagOfWords, ColumnKind, SentenceEncoder, Study, TextFeatures, TfIdf
+from polyshot.study import Study
+from polyshot.study.data import BagOfWords, ColumnKind, SentenceEncoder, TextFeatures, TfIdf
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer

@@ -19,7 +19,10 @@ from polyshot.data.columns import as_texts, infer_kind, require_columns, with_te
 from polyshot.data.features import is_mostly_distinct, reason_to_leave_out
 from polyshot.data.targets import MAX_CLASSES, class_values
 from polyshot.errors import DataError
-from polyshot.study import BinaryTask, ColumnKind, MulticlassTask, RegressionTask, Search, Split, Training
+from polyshot.study.data import ColumnKind, Split
+from polyshot.study.search import Search
+from polyshot.study.tasks import BinaryTask, MulticlassTask, RegressionTask
+from polyshot.study.training import Training
 
 TaskKind = Literal["regression", "binary", "multiclass"]
 TASKS: dict[TaskKind, type[BaseModel]] = {

@@ -21,7 +21,7 @@ from polyshot.data.columns import with_text_names
 from polyshot.data.remote import fetched
 from polyshot.errors import DataError, PolyshotError, did_you_mean
 from polyshot.plugins import load_object
-from polyshot.study import Source
+from polyshot.study.data import Source
 
 SUFFIXES = {".csv": "csv", ".csv.gz": "csv", ".tsv": "csv", ".tsv.gz": "csv", ".parquet": "parquet"}
 FORMATS = ", ".join(SUFFIXES)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from polyshot.data.columns import require_columns
 from polyshot.data.source import read_table
 from polyshot.errors import DataError
-from polyshot.study import Study, own_targets
+from polyshot.study import Study
+from polyshot.study.tasks import own_targets
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pandas.api import types
 
 from polyshot.data.columns import as_booleans, as_numbers, first_row, require_columns, text_of
 from polyshot.errors import DataError, did_you_mean
-from polyshot.study import BinaryTask, MultilabelTask, RegressionTask, Task
+from polyshot.study.tasks import BinaryTask, MultilabelTask, RegressionTask, Task
 
 MAX_CLASSES = 1000
 ClassValue = str | int | bool

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from polyshot.errors import DataError, ResourceError
-from polyshot.study import BagOfWords, SentenceEncoder, TfIdf
+from polyshot.study.data import BagOfWords, SentenceEncoder, TfIdf
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import CountVectorizer

@@ -13,7 +13,8 @@ import optuna
 
 from polyshot.errors import Problem, StudyError
 from polyshot.search_spaces import load_space
-from polyshot.study import Choice, Distribution, Range, Study
+from polyshot.study import Study
+from polyshot.study.search import Choice, Distribution, Range
 
 TrialValues = Callable[[optuna.Trial], dict[str, Any]]
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from polyshot import study
 from polyshot.models.stacking import Rows
+from polyshot.study import training as sections
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Optimiser(ABC):
 
     def __init__(
         self,
-        settings: study.Optimiser,
+        settings: sections.Optimiser,
         parameters: Iterable[nn.Parameter],
         without_decay: Iterable[nn.Parameter] = (),
     ):
@@ -122,7 +122,7 @@ class SGD(Optimiser):
     buffers = ("momenta",)
 
     def __init__(
-        self, settings: study.SGD, parameters: Iterable[nn.Parameter], without_decay: Iterable[nn.Parameter] = ()
+        self, settings: sections.SGD, parameters: Iterable[nn.Parameter], without_decay: Iterable[nn.Parameter] = ()
     ):
         super().__init__(settings, parameters, without_decay)
         self._momentum = settings.momentum
@@ -168,9 +168,9 @@ class TaskRates:
 
 
 def build_optimiser(
-    settings: study.Optimiser, parameters: Iterable[nn.Parameter], without_decay: Iterable[nn.Parameter] = ()
+    settings: sections.Optimiser, parameters: Iterable[nn.Parameter], without_decay: Iterable[nn.Parameter] = ()
 ) -> Optimiser:
     """The optimiser of `training.optimiser`; weight decay spares the parameters `without_decay`."""
-    if isinstance(settings, study.SGD):
+    if isinstance(settings, sections.SGD):
         return SGD(settings, parameters, without_decay)
     return AdamW(settings, parameters, without_decay)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from polyshot.seeds import derive_seed
-from polyshot.study import (
+from polyshot.study import Study
+from polyshot.study.training import (
     DynamicSampling,
     JointSampling,
     ProportionalSampling,
     RoundRobinSampling,
     RowSampling,
-    Study,
     TemperatureSampling,
     UniformSampling,
     WeightedSampling,

@@ -19,7 +19,8 @@ from polyshot.data.targets import Target
 from polyshot.models.multitask import build_model
 from polyshot.models.sharing.hard import HardSharing
 from polyshot.seeds import derive_seed
-from polyshot.study import SourceRows, Study
+from polyshot.study import Study
+from polyshot.study.transfer import SourceRows
 from polyshot.transfer.model import Term, TransferModel, shared_tasks, take_heads, with_source_encoder
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start, tuned

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from polyshot.report.plots import COLOURS
-from polyshot.study import SCRATCH
+from polyshot.study.transfer import SCRATCH
 
 _STYLES = ("-", "--", ":", "-.")  # one for each time that the colours are gone through
 

@@ -17,7 +17,8 @@ from polyshot.data.prepare import Examples, Prepared
 from polyshot.models.heads import HeadLayout
 from polyshot.models.multitask import MultiTaskModel
 from polyshot.saved_model import SavedModel
-from polyshot.study import Study, TransferMethod
+from polyshot.study import Study
+from polyshot.study.transfer import TransferMethod
 from polyshot.training.loop import TrainingRun
 from polyshot.training.metrics import evaluate, labelled
 from polyshot.transfer.model import ALL, Term, Training, TransferModel, from_source, plain, with_source_encoder

@@ -21,7 +21,7 @@ from polyshot.models.multitask import build_model
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_atomically, write_json
 from polyshot.saved_model import SavedModel
-from polyshot.study import SCRATCH, Distillation, MetaLearned, TransferMethod
+from polyshot.study.transfer import SCRATCH, Distillation, MetaLearned, TransferMethod
 from polyshot.training.loop import Epoch
 from polyshot.transfer.methods import prepare
 from polyshot.transfer.problem import Budget, Problem, Sources, TargetData

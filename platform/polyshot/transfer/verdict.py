@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from polyshot.data.prepare import Prepared
 from polyshot.seeds import derive_seed
-from polyshot.study import SCRATCH, Study
+from polyshot.study import Study
+from polyshot.study.transfer import SCRATCH
 from polyshot.training.bootstrap import CONFIDENCE, RESAMPLES, Verdict, draws
 from polyshot.training.improvement import relative_improvement
 from polyshot.training.loop import Epoch

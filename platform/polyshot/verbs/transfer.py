@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from polyshot.errors import Problem, ResourceError, StudyError
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import read_table, runs, write_json, write_table
-from polyshot.study import SCRATCH, Distillation, MetaLearned, Study
+from polyshot.study import Study
+from polyshot.study.transfer import SCRATCH, Distillation, MetaLearned
 from polyshot.tracking.tracker import Run, Tracker
 from polyshot.verbs.recording import Recording, recorded
 

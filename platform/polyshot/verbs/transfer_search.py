@@ -21,7 +21,8 @@ from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
-from polyshot.study import SEARCHED, Study
+from polyshot.study import Study
+from polyshot.study.transfer import SEARCHED
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
 from polyshot.training.threads import use_threads

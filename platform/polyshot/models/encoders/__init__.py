@@ -2,7 +2,7 @@
 
 An encoder is a module with an attribute `outputs` (its H). One that is a chain of layers says so by an attribute
 `blocks`, and the schemes that share layer by layer work with it too. `build_encoder` is the only place that maps a
-study's `model.encoder` to a class; a new encoder is one file here, one section in `study.py` and one line below.
+study's `model.encoder` to a class; a new encoder is one file here, one section in `study/model.py` and one line below.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from polyshot.errors import RunError
 from polyshot.models.encoders.mlp import MLPEncoder
 from polyshot.plugins import load_object
-from polyshot.study import MLP, Study
-from polyshot.study import Encoder as EncoderSettings
+from polyshot.study import Study
+from polyshot.study.model import MLP
+from polyshot.study.model import Encoder as EncoderSettings
 
 
 class Encoder(Protocol):

@@ -1,8 +1,8 @@
 """Sharing schemes decide which parameters tasks have in common: inputs [B, F] → what each head reads.
 
 A scheme is built from a factory of encoders, so that every scheme works with every encoder (those that share layer by
-layer: with every encoder that says its layers). A new scheme is one file here, one section in `study.py` and one case
-below.
+layer: with every encoder that says its layers). A new scheme is one file here, one section in `study/model.py` and one
+case below.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Methods of transfer: how training begins and what is added to it, given a source and a target's few labels.
 
 A method is a function `prepare(settings, problem) -> Start`, one file each. A new one is one file here, one section in
-`study.py` and one line below.
+`study/transfer.py` and one line below.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from polyshot import study
-from polyshot.study import TransferMethod
+from polyshot.study import transfer as sections
+from polyshot.study.transfer import TransferMethod
 from polyshot.transfer.methods import (
     adapters,
     dann,
@@ -32,21 +32,21 @@ from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start
 
 METHODS: dict[type[TransferMethod], Callable[[Any, Problem], Start]] = {
-    study.FineTuning: fine_tuning.prepare,
-    study.LinearProbe: linear_probe.prepare,
-    study.NearestNeighbours: knn.prepare,
-    study.L2SP: l2_sp.prepare,
-    study.Adapters: adapters.prepare,
-    study.LoRA: lora.prepare,
-    study.Distillation: distillation.prepare,
-    study.FeatureMapping: feature_mapping.prepare,
-    study.SelectiveTransfer: selective.prepare,
-    study.MixedTraining: mixed.prepare,
-    study.DANN: dann.prepare,
-    study.DeepCORAL: deep_coral.prepare,
-    study.MMD: mmd.prepare,
-    study.GradientGuided: gradient_guided.prepare,
-    study.MetaLearned: meta_learned.prepare,
+    sections.FineTuning: fine_tuning.prepare,
+    sections.LinearProbe: linear_probe.prepare,
+    sections.NearestNeighbours: knn.prepare,
+    sections.L2SP: l2_sp.prepare,
+    sections.Adapters: adapters.prepare,
+    sections.LoRA: lora.prepare,
+    sections.Distillation: distillation.prepare,
+    sections.FeatureMapping: feature_mapping.prepare,
+    sections.SelectiveTransfer: selective.prepare,
+    sections.MixedTraining: mixed.prepare,
+    sections.DANN: dann.prepare,
+    sections.DeepCORAL: deep_coral.prepare,
+    sections.MMD: mmd.prepare,
+    sections.GradientGuided: gradient_guided.prepare,
+    sections.MetaLearned: meta_learned.prepare,
 }
 
 

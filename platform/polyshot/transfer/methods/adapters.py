@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from polyshot.models.encoders import make_encoder
 from polyshot.models.encoders.mlp import MLPEncoder
 from polyshot.models.multitask import build_model
-from polyshot.study import Adapters, Model
+from polyshot.study.model import Model
+from polyshot.study.transfer import Adapters
 from polyshot.transfer.model import shared_tasks, take_heads, with_source_encoder
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start, plainly_weighed, transferring, tuned

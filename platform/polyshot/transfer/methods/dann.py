@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyshot.study import DANN
+from polyshot.study.transfer import DANN
 from polyshot.transfer.mixing import Alignment, mixed
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from polyshot.study import DeepCORAL
+from polyshot.study.transfer import DeepCORAL
 from polyshot.transfer.mixing import Alignment, mixed
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start

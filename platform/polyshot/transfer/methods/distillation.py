@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from polyshot.errors import RunError
 from polyshot.models.multitask import MultiTaskModel, build_model
-from polyshot.study import Distillation
+from polyshot.study.transfer import Distillation
 from polyshot.transfer.model import Term, TransferModel, shared_tasks
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.source import Source

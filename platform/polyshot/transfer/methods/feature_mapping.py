@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from polyshot.study import FeatureMapping
+from polyshot.study.transfer import FeatureMapping
 from polyshot.transfer.model import TransferModel, Wrapped
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start, on_source, plainly_weighed

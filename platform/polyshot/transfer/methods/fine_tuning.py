@@ -7,7 +7,7 @@ Fine-tuning for Text Classification" (ACL 2018).
 
 from __future__ import annotations
 
-from polyshot.study import FineTuning
+from polyshot.study.transfer import FineTuning
 from polyshot.transfer.model import Training
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start, on_source

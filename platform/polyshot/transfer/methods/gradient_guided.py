@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from polyshot.balancing import GramianBalancer
-from polyshot.study import GradientGuided, Study
+from polyshot.study import Study
+from polyshot.study.transfer import GradientGuided
 from polyshot.transfer.mixing import mixed
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from polyshot.data.targets import Target
 from polyshot.models.encoders import make_encoder
 from polyshot.models.multitask import build_model
-from polyshot.study import Model, NearestNeighbours
+from polyshot.study.model import Model
+from polyshot.study.transfer import NearestNeighbours
 from polyshot.transfer.model import with_source_encoder
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start, plainly_weighed, transferring

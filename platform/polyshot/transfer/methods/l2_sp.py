@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polyshot.study import L2SP
+from polyshot.study.transfer import L2SP
 from polyshot.transfer.model import Term, TransferModel, from_source, shared_tasks, with_source_encoder
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start, transferring, tuned

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyshot.study import LinearProbe
+from polyshot.study.transfer import LinearProbe
 from polyshot.transfer.model import NONE
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start, on_source

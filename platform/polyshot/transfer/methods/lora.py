@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from polyshot.errors import ResourceError, RunError
-from polyshot.study import LoRA
+from polyshot.study.transfer import LoRA
 from polyshot.transfer.model import TransferModel, Wrapped
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start, on_source, plainly_weighed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyshot.study import MetaLearned
+from polyshot.study.transfer import MetaLearned
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.source import Source
 from polyshot.transfer.start import Start, on_source

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyshot.study import MixedTraining
+from polyshot.study.transfer import MixedTraining
 from polyshot.transfer.mixing import mixed
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start

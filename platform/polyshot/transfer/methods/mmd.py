@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from polyshot.study import MMD
+from polyshot.study.transfer import MMD
 from polyshot.transfer.mixing import Alignment, mixed
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.start import Start

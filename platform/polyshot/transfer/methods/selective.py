@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyshot.models.heads import HeadLayout, StackedHeads
 from polyshot.models.sharing.hard import HardSharing
-from polyshot.study import SelectiveTransfer
+from polyshot.study.transfer import SelectiveTransfer
 from polyshot.transfer.model import TransferModel, Wrapped
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.selection import Projection, by_mutual_information, most_informative, principal_components

@@ -1,0 +1,124 @@
+"""What no section can check alone: names that must agree, and the search space against the schema.
+
+`Study.from_dict` asks for it once every section is valid by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from polyshot.errors import StudyError, did_you_mean
+from polyshot.study.meta import GroupEpisodes
+from polyshot.study.model import MLP, GroupedSharing, HierarchicalSharing, PLESharing
+from polyshot.study.search import Choice, Search
+from polyshot.study.tasks import MultilabelTask, RegressionTask
+from polyshot.study_file import Key
+
+if TYPE_CHECKING:
+    from polyshot.study.study import Study
+
+
+def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
+    """What no section can check alone: names that must agree, and the search space against the schema."""
+    targets = study.targets
+    owners: dict[str, str] = {}
+    # A column that is called like a task is that task's.
+    for name, columns in sorted(targets.items(), key=lambda item: item[1] != [item[0]]):
+        for column in dict.fromkeys(columns):
+            owner = owners.setdefault(column, name)
+            if columns.count(column) > 1:
+                yield ("tasks", name, "target"), f"names '{column}' {columns.count(column)} times; keep one"
+            elif owner != name and None in (study.tasks[name].source, study.tasks[owner].source):
+                message = f"task '{owner}' has the target column '{column}' too; give each a column of its own"
+                yield ("tasks", name), message
+            if column in (study.data.features or []):
+                word = "the target" if len(columns) == 1 else "a label"
+                yield ("data", "features"), f"'{column}' is {word} of task '{name}'; remove it from the features"
+    for name, task in study.tasks.items():
+        if task.source is None and study.data.source is None:
+            yield ("data", "source"), f"is missing, and task '{name}' has no source of its own; name a table"
+            break
+    if study.data.source is not None and all(task.source is not None for task in study.tasks.values()):
+        yield ("data", "source"), "is read by no task, since each has a source of its own; remove it"
+    for name in study.data.text:
+        if (kind := study.data.columns.get(name, "text")) != "text":
+            yield ("data", "text", name), f"data.columns calls the column '{kind}'; remove it from one of both"
+    for name, task in study.tasks.items():
+        labels = task.target if isinstance(task, MultilabelTask) else []
+        if clashing := [label for label in labels if f"{name}_{label}" in study.tasks]:
+            message = f"the prediction of its label '{clashing[0]}' is called like the task '{name}_{clashing[0]}'"
+            yield ("tasks", name), f"{message}; rename one of the tasks"
+    if study.data.group in owners:
+        yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
+    yield from _sharing_disagreements(study)
+    episodes = study.meta.episodes
+    if isinstance(episodes, GroupEpisodes) and episodes.task is not None and episodes.task not in study.tasks:
+        yield ("meta", "episodes", "task"), f"names no task of this study.{did_you_mean(episodes.task, study.tasks)}"
+    first = next(iter(study.tasks))
+    if study.transfer.per_class and isinstance(study.tasks[first], RegressionTask):
+        yield ("transfer", "per_class"), f"task '{first}', the first one, has no classes; remove it"
+    sampling, balance = study.training.sampling.kind, study.balance.kind
+    if sampling not in WHOLE_BATCHES and balance not in ONE_BY_ONE:
+        yield (
+            ("training", "sampling", "kind"),
+            f"'{sampling}' gives batches of one task each, and balance.kind '{balance}' compares tasks within a batch; "
+            "use joint or rows",
+        )
+    objectives = ["improvement", *(f"{name}/{task.metric}" for name, task in study.tasks.items())]
+    if study.search.objective not in objectives:
+        yield (
+            ("search", "objective"),
+            f"must be one of {', '.join(objectives)}, got '{study.search.objective}'."
+            + did_you_mean(study.search.objective, objectives),
+        )
+    known = study.flat()
+    without_search = study.to_dict() | {"search": Search().model_dump(mode="json")}
+    for key, distribution in study.search.space.items():
+        section = key.rpartition(".")[0]
+        if not any(name == key or name.startswith(f"{section}.") for name in known):
+            yield ("search", "space", key), f"names no key of this study.{did_you_mean(key, known)}"
+            continue
+        extremes = distribution.choice if isinstance(distribution, Choice) else [distribution.low, distribution.high]
+        for value in extremes:
+            try:
+                study.with_tree(without_search).with_values({key: value})
+            except StudyError as error:
+                yield ("search", "space", key), f"the key does not accept {value!r}: {error.problems[0].message}"
+                break
+
+
+# Balancers that weigh each task by itself; the others compare the losses or gradients of a batch's tasks, which must be
+# more than one.
+ONE_BY_ONE = ("fixed", "random", "uncertainty", "dwa", "imtl_l")
+WHOLE_BATCHES = ("rows", "joint")
+
+
+def _sharing_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
+    """Tasks and layers that a sharing scheme names and that are not there; custom encoders are checked when built."""
+    sharing, encoder = study.model.sharing, study.model.encoder
+    layers = encoder.depth if isinstance(encoder, MLP) else None
+    if isinstance(sharing, HierarchicalSharing):
+        for task, depth in sharing.depths.items():
+            place: Key = ("model", "sharing", "depths", task)
+            if task not in study.tasks:
+                yield place, f"names no task of this study.{did_you_mean(task, study.tasks)}"
+            if layers is not None and depth > layers:
+                yield place, f"the encoder has {layers} layers, got {depth}; lower it or raise model.encoder.depth"
+    if isinstance(sharing, GroupedSharing):
+        grouped = [task for group in sharing.groups for task in group]
+        place = ("model", "sharing", "groups")
+        for task in dict.fromkeys(grouped):
+            if task not in study.tasks:
+                yield place, f"'{task}' names no task of this study.{did_you_mean(task, study.tasks)}"
+            elif grouped.count(task) > 1:
+                yield place, f"task '{task}' stands in them {grouped.count(task)} times; keep one"
+        for task in study.tasks:
+            if task not in grouped:
+                yield place, f"task '{task}' is in none of them; add it to one, or give it a group of its own"
+    if isinstance(sharing, PLESharing) and layers is not None and sharing.levels > layers:
+        yield (
+            ("model", "sharing", "levels"),
+            f"the encoder's layers are divided over the levels and it has {layers}, got {sharing.levels} levels; "
+            "lower model.sharing.levels or raise model.encoder.depth",
+        )
