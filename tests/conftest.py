@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ def one_thread() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+# A shell ignores Ctrl-C in what it runs in the background, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests record beside themselves, whatever the shell that runs them names
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # for tests that start Ray themselves, under `uv run pytest`
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `import polyshot`, for tests that import torch before it

@@ -110,7 +110,7 @@ def test_mgda_stops_on_the_pareto_set_of_vlmop2():
 
 # --- the toy problem of CAGrad ---------------------------------------------------------------------------------------
 
-STARTS = [(-8.5, 7.5), (0.0, 0.0), (9.0, 9.0), (-7.5, -0.5), (9.0, -1.0)]
+STARTS = [(-8.5, 7.5), (9.0, 9.0), (9.0, -1.0)]
 
 
 def toy_gradients(x: float, y: float) -> np.ndarray:
@@ -154,7 +154,7 @@ def steps_to_the_front(balancer: GramianBalancer | None, start: tuple[float, flo
 @pytest.mark.slow
 def test_plain_adam_is_held_up_in_the_ravine_that_one_start_of_the_toy_leads_to():
     reached = [steps_to_the_front(None, start, 20_000) is not None for start in STARTS]
-    assert reached == [True, True, False, True, True]
+    assert reached == [True, False, True]
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ import pytest
 from conftest import STUDY, learnable_table
 
 from polyshot.cluster import upload
-from polyshot.cluster.upload import collect
-from polyshot.errors import DataError, ResourceError, RunError
+from polyshot.cluster.upload import collect, named_studies
+from polyshot.errors import DataError, ResourceError, RunError, StudyError
 from polyshot.study import Study
 from polyshot.verbs.jobs import jobs
 from polyshot.verbs.submit import submit
@@ -62,7 +62,8 @@ def make(folder: Path, source: str = "houses.csv", **values: object) -> Path:
 
 def sent(file: Path, **options: bool) -> set[str]:
     """The places of all but Polyshot's own files."""
-    places = {str(place) for place in collect(Study.load(file), file, **options)}
+    study = Study.load(file)
+    places = {str(place) for place in collect(study, file, named=named_studies(study), **options)}
     return {place for place in places if not place.startswith("polyshot/")}
 
 
@@ -96,6 +97,25 @@ def test_a_table_beside_the_study_is_refused_or_uploaded_when_asked(tmp_path):
     (tmp_path / "parts" / "1.csv").write_text("x\n1\n")
     assert sent(make(tmp_path, "parts"), with_data=True) == {"study.yaml", "parts/1.csv"}
     assert sent(make(tmp_path, "pa*/*.csv"), with_data=True) == {"study.yaml", "parts/1.csv"}
+
+
+def test_the_studies_that_transfer_starts_from_go_along_with_their_tables(tmp_path):
+    (tmp_path / "there").mkdir()
+    make(tmp_path / "there")
+    transfer = {"source": "there/study.yaml", "methods": {"distillation": {"teacher": "houses"}, "fine_tuning": {}}}
+    file = make(tmp_path, transfer=transfer)
+    assert sent(file, with_data=True) == {"study.yaml", "houses.csv", "there/study.yaml", "there/houses.csv"}
+    with pytest.raises(StudyError, match=r"transfer.source: '../study.yaml' is not below the study file's folder"):
+        sent(make(tmp_path / "there", "/shared/houses.csv", transfer={"source": "../study.yaml"}))
+
+
+def test_a_run_to_transfer_from_that_the_job_would_not_find_is_refused(tmp_path, monkeypatch):
+    file = make(tmp_path, "/shared/houses.csv", transfer={"source": "runs/houses"})
+    assert sent(file) == {"study.yaml"}  # a name in the storage
+    (tmp_path / "runs" / "houses").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError, match="transfer.source: 'runs/houses' is a relative path"):
+        sent(file)
 
 
 def test_a_table_above_the_study_s_folder_cannot_be_uploaded(tmp_path):

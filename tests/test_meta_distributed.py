@@ -19,12 +19,13 @@ from polyshot.cluster.ray import ray_session
 from polyshot.errors import StudyError
 from polyshot.meta.episodes import build_source
 from polyshot.meta.training import MetaRun
+from polyshot.progress import Progress
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint
 from polyshot.training.distributed import Meeting, follow, lead
 from polyshot.training.loop import Epoch
 from polyshot.training.world import World
-from polyshot.verbs.meta import begin, meta_learn, train_distributed
+from polyshot.verbs.meta import ACTIVITY, begin, meta_learn
 
 pytestmark = pytest.mark.timeout(900)  # a group of workers takes ten seconds to start, on a busy machine a minute
 
@@ -117,34 +118,35 @@ def cluster(tmp_path: Path):
             yield
 
 
+class Killing(Progress):
+    """Kills a worker after the third look at the validation tasks, and remembers which looks were told."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.killed = 0
+
+    def advance(self, activity: str, completed: int, words: str = "") -> None:  # noqa: ARG002
+        if activity != ACTIVITY:
+            return
+        self.told.append(completed)
+        if completed >= 300 and not self.killed:
+            self.killed = _workers()[-1]
+            os.kill(self.killed, signal.SIGKILL)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_worker_is_replaced_and_the_run_is_that_of_one_undisturbed_process(tmp_path: Path) -> None:
     study = waves(tmp_path)
-    source = build_source(study)
-    killed, told = [], []
-
-    def on_epoch(epoch) -> None:
-        told.append(epoch.number)
-        if epoch.number == 3:
-            killed.append(_workers()[-1])
-            os.kill(killed[0], signal.SIGKILL)
-
-    state = train_distributed(study, source, tmp_path / "run", on_epoch)
-    undisturbed, ended = MetaRun(study, source), MetaRun(study, source)
+    undisturbed = MetaRun(study, build_source(study))
     list(undisturbed.epochs())
-    ended.load_state_dict(state)
-    assert killed and len(_lives(tmp_path / "run")) > 1
-    assert told == list(range(1, 11)) and ended.finished
-    for mine, theirs in zip(ended.history, undisturbed.history, strict=True):
-        assert mine.metrics == pytest.approx(theirs.metrics, rel=1e-2)
-    # The verb judges, saves and records what the workers made like any other run.
-    short = study.with_values({"meta.iterations": 200})
-    alone = MetaRun(short, source)
-    list(alone.epochs())
-    result = meta_learn(short, baselines=False)
-    assert list(result.curves["val/loss"]) == pytest.approx([e.metrics["val/loss"] for e in alone.history], rel=1e-2)
-    assert set(result.learner.weights) == set(alone.weights())
+    progress = Killing()
+    result = meta_learn(study, baselines=False, progress=progress)
+    assert progress.killed and len(_lives(result.folder)) > 1
+    assert progress.told == list(range(100, 1001, 100))
+    losses = [epoch.metrics["val/loss"] for epoch in undisturbed.history]
+    assert list(result.curves["val/loss"]) == pytest.approx(losses, rel=1e-2)
+    assert set(result.learner.weights) == set(undisturbed.weights())
 
 
 def test_fewer_workers_at_most_than_at_least_are_refused(tmp_path: Path) -> None:

@@ -431,7 +431,7 @@ def sync(study_file: StudyFile) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
-    verb: Annotated[str, typer.Argument(help="train, search, affinity or meta.", show_default=False)],
+    verb: Annotated[str, typer.Argument(help="train, search, affinity, meta or transfer.", show_default=False)],
     study_file: StudyFile,
     address: Address = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job; end as it does, with its exit code.")] = False,

@@ -1,4 +1,4 @@
-"""What a job takes along to the cluster: the study file, the user's modules that it names, and Polyshot's own code.
+"""What a job takes along to the cluster: the study file, studies and modules that it names, and Polyshot's own code.
 
 Called by `submit`, before anything is sent. Tables stay where they are, unless they are asked for: an upload is kept in
 the memory of the cluster's head. Polyshot's code is what a wheel of it holds. It stands in the job's folder and is
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from polyshot.errors import DataError, RunError
+from polyshot.errors import DataError, Problem, RunError, StudyError
 from polyshot.study import Study
 from polyshot.study.meta import EPISODES
 
@@ -24,18 +24,62 @@ LIMIT_MIB = 64.0
 PACKAGES = ("polyshot", "polyshot.meta", "polyshot.search_spaces")
 
 
-def collect(study: Study, file: Path, *, with_data: bool = False) -> dict[Path, Path]:
+def collect(
+    study: Study, file: Path, *, named: Mapping[Path, Study] | None = None, with_data: bool = False
+) -> dict[Path, Path]:
     """The files of a job by their places in its folder.
 
     Args:
         file: the study's.
+        named: what `named_studies` found, if the job transfers from it.
         with_data: take tables along that stand beside the study file; else it is an error that the study names one.
 
     Raises:
         DataError: when the nodes could not see a table.
         RunError: when it is more than `LIMIT_MIB`.
     """
-    files = {Path(file.name): file} | _modules(study)
+    files = {Path(file.name): file} | _needed(study, with_data)
+    for path, origin in (named or {}).items():
+        place = path.parent.relative_to(study.folder)
+        files |= {place / path.name: path}
+        files |= {place / name: needed for name, needed in _needed(origin, with_data).items()}
+    files |= _own_code()
+    if (size := _mib(files.values())) > LIMIT_MIB:
+        largest = max(files, key=lambda place: files[place].stat().st_size)
+        raise RunError(
+            f"the upload would be {size:.0f} MiB, and {LIMIT_MIB:.0f} MiB is the most (its largest file is {largest}); "
+            "put data on storage that the nodes share, and name its absolute path"
+        )
+    return files
+
+
+def named_studies(study: Study) -> dict[Path, Study]:
+    """The studies, by their files, that transfer starts from and that go along; runs and absolute paths are shared.
+
+    Raises:
+        StudyError: for a path that would not be there in the job's folder, or a study that cannot be read.
+    """
+    found = {}
+    for key, name in study.transfer.runs.items():
+        path = (study.folder / name).resolve()
+        is_file = name.endswith((".yaml", ".yml"))
+        if Path(name).expanduser().is_absolute():
+            continue
+        if not is_file:
+            if len(Path(name).parts) == 1 or not Path(name).exists():
+                continue  # it is found in the storage
+            message = f"'{name}' is a relative path, which the job does not have; give the study's name, or a path"
+            raise StudyError([Problem(key, f"{message} that the nodes share")])
+        if not path.is_relative_to(study.folder):
+            message = f"'{name}' is not below the study file's folder, and would not go along; move it there"
+            raise StudyError([Problem(key, f"{message}, or give an absolute path that the nodes share")])
+        found[path] = Study.load(path)
+    return found
+
+
+def _needed(study: Study, with_data: bool) -> dict[Path, Path]:
+    """The modules and, when asked for, the tables of a study, by their places in its folder."""
+    files = _modules(study)
     for key, source in _tables(study).items():
         found = _relative(study.folder, source)
         if not with_data:
@@ -48,13 +92,6 @@ def collect(study: Study, file: Path, *, with_data: bool = False) -> dict[Path, 
                 f"{key}: nothing is at '{source}' within {study.folder}; correct the path, or give an absolute one"
             )
         files |= {path.relative_to(study.folder): path for path in found}
-    files |= _own_code()
-    if (size := _mib(files.values())) > LIMIT_MIB:
-        largest = max(files, key=lambda place: files[place].stat().st_size)
-        raise RunError(
-            f"the upload would be {size:.0f} MiB, and {LIMIT_MIB:.0f} MiB is the most (its largest file is {largest}); "
-            "put data on storage that the nodes share, and name its absolute path"
-        )
     return files
 
 

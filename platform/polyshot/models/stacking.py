@@ -6,6 +6,7 @@ were drawn with, so that each starts as it would alone. What cannot be batched e
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,16 +23,16 @@ class Rows:
     rows: slice
 
 
-class Stacked(nn.Module):
+class Stacked(nn.Module, ABC):
     """N copies of one module. Every parameter has the copies one after another along its first axis."""
 
     def __init__(self, copies: int):
         super().__init__()
         self.copies = copies
 
+    @abstractmethod
     def forward(self, inputs: Tensor, *, shared: bool) -> Tensor:
         """[B, ...] for all copies when `shared`, else [N, B, ...] with one batch for each → [N, B, ...]."""
-        raise NotImplementedError
 
     def rows(self, copy: int) -> Iterator[Rows]:
         """What belongs to one copy."""

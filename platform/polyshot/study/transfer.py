@@ -189,6 +189,17 @@ class Transfer(Section):
     seeds: int = Field(3, ge=1, description="Repetitions, each with other weights, batches and labelled rows.")
     guard: bool = Field(True, description="Never give back a model that is worse on validation than no transfer.")
 
+    @property
+    def runs(self) -> dict[str, str]:
+        """What is named of other studies, runs or study files, by dotted key."""
+        named = {"transfer.source": self.source}
+        for name, method in self.methods.items():
+            if isinstance(method, Distillation):
+                named[f"transfer.methods.{name}.teacher"] = method.teacher
+            if isinstance(method, MetaLearned):
+                named[f"transfer.methods.{name}.run"] = method.run
+        return {key: run for key, run in named.items() if run is not None}
+
     @field_validator("methods", mode="before")
     @classmethod
     def _names_may_be_kinds(cls, methods: Any) -> Any:

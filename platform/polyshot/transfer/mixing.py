@@ -5,6 +5,7 @@ The methods that go on learning from the source's rows begin here. Validation an
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -162,6 +163,6 @@ class Alignment(Term):
         features = model.encoder(torch.cat(parts))
         return self._strength * self.distance(*features.split(self._batch))
 
+    @abstractmethod
     def distance(self, source: Tensor, target: Tensor) -> Tensor:
         """Features [B, H] of both → []."""
-        raise NotImplementedError

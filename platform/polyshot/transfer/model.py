@@ -6,6 +6,7 @@ model that a study describes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,12 +23,12 @@ from polyshot.study import Study
 from polyshot.transfer.source import Source
 
 
-class Term(nn.Module):
+class Term(nn.Module, ABC):
     """A term of the loss that a method adds; its parameters, if any, are learnt with the model's."""
 
+    @abstractmethod
     def forward(self, model: TransferModel) -> Tensor:
         """The term [] at the model's present weights."""
-        raise NotImplementedError
 
     def begin_epoch(self, number: int) -> None:
         """Called before each epoch, from 1."""
@@ -115,14 +116,14 @@ def layers_of(encoder: nn.Module) -> list[nn.Module]:
     return [layer for layer in layers if any(True for _ in layer.parameters())]
 
 
-class Wrapped(nn.Module):
+class Wrapped(nn.Module, ABC):
     """An encoder with something round it that is taken into the encoder or the heads when training is over."""
 
     outputs: int
 
+    @abstractmethod
     def unwrap(self, weight: Tensor, bias: Tensor) -> tuple[nn.Module, Tensor, Tensor]:
         """The encoder, and the heads [O, outputs] and [O] as heads on its features, [O, H] and [O]."""
-        raise NotImplementedError
 
 
 # --- making and ending -----------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polyshot.cluster.jobs import Job, Jobs
-from polyshot.cluster.upload import collect, write
+from polyshot.cluster.upload import collect, named_studies, write
 from polyshot.errors import Problem, StudyError, TrackingError, did_you_mean
 from polyshot.study import Study
 from polyshot.tracking.store import DISK, without_credentials
 
-VERBS = ("train", "search", "affinity", "meta")
+VERBS = ("train", "search", "affinity", "meta", "transfer")
 
 
 def submit(
@@ -57,12 +57,14 @@ def submit(
         )
     file = Path(study_file).resolve()
     study = study or Study.load(file)
-    _require_shared(study)
+    named = named_studies(study) if verb == "transfer" else {}
+    for each in (study, *named.values()):
+        _require_shared(each)
     command = ["python", "-m", "polyshot", verb, file.name, *options]
-    _require_no_credentials(file, command)
+    _require_no_credentials([file, *named], command)
     if study.scale.address is not None:  # the cluster is where the job runs
         command += ["--set", "scale.address=auto"]
-    files = collect(study, file, with_data=with_data)
+    files = collect(study, file, named=named, with_data=with_data)
     jobs = Jobs(address)
     name = f"{study.name}-{verb}-{secrets.token_hex(3)}"
     with tempfile.TemporaryDirectory(prefix="polyshot-job-") as scratch:
@@ -96,10 +98,11 @@ def _require_shared(study: Study) -> None:
         raise StudyError(problems)
 
 
-def _require_no_credentials(file: Path, command: Sequence[str]) -> None:
-    text = file.read_text(encoding="utf-8")
-    place = file if without_credentials(text) != text else "the options"
-    if place == file or any(without_credentials(word) != word for word in command):
+def _require_no_credentials(files: Sequence[Path], command: Sequence[str]) -> None:
+    said = {str(file): file.read_text(encoding="utf-8") for file in files} | {"the options": shlex.join(command)}
+    for place, text in said.items():
+        if without_credentials(text) == text:
+            continue
         raise TrackingError(
             f"{place}: holds an address with a user or a password, which everybody on the cluster could read; leave "
             "them out, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the nodes' Ray is started"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +12,7 @@ from polyshot.models.mixture import Mixture
 from polyshot.models.stacking import Rows
 
 
-class SharingScheme(nn.Module):
+class SharingScheme(nn.Module, ABC):
     """[B, F] → what the heads read: one representation [B, H] for all tasks, or one for each.
 
     `outputs` is H. Parameters that no other task's loss reaches are said by `own`; all others are shared.
@@ -19,8 +20,9 @@ class SharingScheme(nn.Module):
 
     outputs: int
 
+    @abstractmethod
     def forward(self, features: Tensor) -> Tensor | Mixture:
-        raise NotImplementedError
+        """Features [B, F] → one representation [B, H] for all tasks, or the mixture that makes one for each."""
 
     def penalty(self) -> Tensor:
         """The scheme's term of the loss [], which is added to the balanced task losses."""
