@@ -1,6 +1,7 @@
 """How training and searching scale on one machine: workers, trials at once, Ray Train's share, a job's first step.
 
     uv run python benchmarks/scaling.py train       # the plain loop; Ray Train with one worker and with two
+    uv run python benchmarks/scaling.py meta        # the same for meta-training
     uv run python benchmarks/scaling.py search      # one trial at a time, and two
     uv run python benchmarks/scaling.py submit --address http://127.0.0.1:8265   # a cluster that is running
 
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from timing import POLYSHOT, machine
 from workload import study_text, write_table
@@ -35,7 +37,7 @@ search:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "search", "submit"))
+    parser.add_argument("what", choices=("train", "meta", "search", "submit"))
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -46,7 +48,7 @@ def main() -> None:
     print(f"{options.rows} rows, batches of {options.batch_size}; {machine()}\n")
     with tempfile.TemporaryDirectory() as scratch:
         write_table(Path(scratch, "table.csv"), options.rows)
-        {"train": train, "search": search, "submit": submit}[options.what](Path(scratch), options)
+        {"train": train, "meta": meta, "search": search, "submit": submit}[options.what](Path(scratch), options)
 
 
 def make_study(folder: Path, options: argparse.Namespace, **values: object) -> Study:
@@ -63,7 +65,6 @@ def train(scratch: Path, options: argparse.Namespace) -> None:
     """Rows a second of one run, by how it is trained."""
     import torch
 
-    from polyshot.cluster.ray import ray_session
     from polyshot.data.prepare import prepare
     from polyshot.training.distributed import train_distributed
     from polyshot.training.loop import TrainingRun
@@ -71,30 +72,82 @@ def train(scratch: Path, options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     study = make_study(scratch, options)
     prepared = prepare(study)
-    rows = len(prepared.train.features)
+
+    def distributed(scaled: Study, folder: Path, on_epoch: Callable[[object], None]) -> object:
+        return train_distributed(scaled, prepared, folder, on_epoch=on_epoch)
+
+    _compare(
+        study,
+        lambda: TrainingRun(study, prepared),
+        distributed,
+        ("rows", len(prepared.train.features)),
+        scratch,
+        options.rounds,
+    )
+
+
+def meta(scratch: Path, options: argparse.Namespace) -> None:
+    """Tasks a second of meta-training on sinusoids, by how it is trained."""
+    import torch
+
+    from polyshot.meta.episodes import build_source
+    from polyshot.verbs.meta import begin, train_distributed
+
+    torch.set_num_threads(1)
+    settings = {
+        "episodes": {"kind": "sinusoids"},
+        "learner": {"kind": "maml", "rate": 0.01, "steps": 5},
+        "tasks_per_batch": 32,
+        "validate_every": 20,
+        "validation_tasks": 10,
+        "iterations": 20 * options.epochs,
+        "compile": "never",
+    }
+    values = {"model": {"encoder": {"width": 256}}, "scale": {"device": "cpu", "threads": 1}}
+    study = Study.from_dict({"name": "scaling", "storage": str(scratch / "runs"), "meta": settings} | values)
+    source = build_source(study)
+
+    def distributed(scaled: Study, folder: Path, on_epoch: Callable[[object], None]) -> object:
+        return train_distributed(scaled, source, folder, on_epoch)
+
+    tasks = settings["validate_every"] * settings["tasks_per_batch"]
+    _compare(study, lambda: begin(study, source), distributed, ("tasks", tasks), scratch, options.rounds)
+
+
+def _compare(
+    study: Study,
+    plain: Callable[[], Any],
+    distributed: Callable[[Study, Path, Callable[[object], None]], object],
+    unit: tuple[str, int],
+    scratch: Path,
+    rounds: int,
+) -> None:
+    """Print the rates of the plain loop and of Ray Train with one worker and two.
+
+    Args:
+        unit: what is counted, and how many of it an epoch has.
+    """
+    from polyshot.cluster.ray import ray_session
+
     ways: dict[str, Callable[[_Clock, int], object]] = {
-        "the plain loop": lambda clock, _: [clock.tick() for _ in TrainingRun(study, prepared).epochs()]
+        "the plain loop": lambda clock, _: [clock.tick() for _ in plain().epochs()]
     }
     for workers in (1, 2):
         scaled = study.with_values({"scale.workers": workers})
-        ways[f"Ray Train, {workers} worker{'s' * (workers > 1)}"] = lambda clock, number, scaled=scaled: (
-            train_distributed(
-                scaled,
-                prepared,
-                scratch / f"run-{scaled.scale.workers}-{number}",
-                on_epoch=lambda _: clock.tick(),
-            )
+        ways[f"Ray Train, {workers} worker{'s' * (workers > 1)}"] = lambda clock, number, scaled=scaled: distributed(
+            scaled, scratch / f"run-{scaled.scale.workers}-{number}", lambda _: clock.tick()
         )
     rates: dict[str, list[float]] = {name: [] for name in ways}
+    name_of_unit, amount = unit
     with ray_session(study):
-        for number in range(options.rounds):
+        for number in range(rounds):
             for name, way in ways.items():
                 clock = _Clock()
                 way(clock, number)
-                rates[name].append(rows * clock.rate())
-                print(f"round {number + 1}, {name}: {rates[name][-1]:.0f} rows per second", file=sys.stderr)
+                rates[name].append(amount * clock.rate())
+                print(f"round {number + 1}, {name}: {rates[name][-1]:.0f} {name_of_unit} per second", file=sys.stderr)
     base = statistics.median(rates["the plain loop"])
-    print("| | rows per second (range) | of the plain loop |\n|---|---|---|")
+    print(f"| | {name_of_unit} per second (range) | of the plain loop |\n|---|---|---|")
     for name, each in rates.items():
         median = statistics.median(each)
         print(f"| {name} | {median:.0f} ({min(each):.0f}–{max(each):.0f}) | {100 * median / base:.0f} % |")

@@ -36,6 +36,20 @@ class Recording:
 
 
 @contextmanager
+def ending(run: Run) -> Iterator[None]:
+    """The run ends as the work inside does: finished, killed (by Ctrl-C: the same command goes on) or failed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.end("KILLED")
+        raise
+    except BaseException:
+        run.end("FAILED")
+        raise
+    run.end()
+
+
+@contextmanager
 def recorded(
     tracker: Tracker,
     study: Study,
@@ -48,7 +62,7 @@ def recorded(
 ) -> Iterator[Recording]:
     """The work of `verb` inside, which goes on where it was interrupted (see `RunFolder.open`).
 
-    The run in MLflow, of kind `verb`, ends as the work does: finished, killed (the same command goes on) or failed.
+    The run in MLflow, of kind `verb`, ends as the work does.
 
     Args:
         params: of the run in MLflow, beside those of the study.
@@ -61,14 +75,12 @@ def recorded(
         tags={"polyshot.kind": verb, "polyshot.study": study.name},
     )
     try:
-        run.log_artifact(folder.path / "study.yaml")
-        yield Recording(folder, run, tracker)
+        with ending(run):
+            run.log_artifact(folder.path / "study.yaml")
+            yield Recording(folder, run, tracker)
     except KeyboardInterrupt:
-        run.end("KILLED")
         folder.close("running")
         raise
     except BaseException:
-        run.end("FAILED")
         folder.close("failed")
         raise
-    run.end()

@@ -21,7 +21,7 @@ from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import read_table, write_table
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
-from polyshot.verbs.recording import Recording, recorded
+from polyshot.verbs.recording import Recording, ending, recorded
 
 # Heavy modules are imported inside the functions: the tracker's writer process starts first and loads MLflow meanwhile.
 if TYPE_CHECKING:
@@ -219,12 +219,8 @@ def _one_seed(
         differences = study.differences(of_seed)
         child = recording.tracker.start_run(name, f"{parent.key}/{name}", parent, differences, tags)
         training = TrainingRun(of_seed, prepared)
-        try:
+        with ending(child):
             found = _train(training, prepared, with_baselines, recording.tracker, child, folder, progress)
-        except BaseException:
-            child.end("KILLED")
-            raise
-        child.end()
         write_table(folder / "curves.json", found["curves"])
         write_table(folder / "ended.json", found["metrics"])  # the last: a seed that has it is whole
     return read_table(folder / "ended.json"), read_table(folder / "curves.json")
