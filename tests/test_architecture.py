@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("training",),
     ("saved_model", "results", "outcomes"),
-    ("training.distributed", "report"),
+    ("training.distributed", "report", "serving", "estimators"),
     ("searching", "meta", "affinities", "transfer"),
     ("verbs", "display"),
     ("cli", "__init__"),
@@ -36,6 +36,8 @@ HOMES = {
     "typer": ("cli",),
     "peft": ("transfer",),
     "transformers": ("data",),
+    "starlette": ("serving",),
+    "uvicorn": ("serving",),
 }
 
 HEAVY = {

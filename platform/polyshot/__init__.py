@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from polyshot.errors import PolyshotError
 
 if TYPE_CHECKING:
+    from polyshot.estimators import MultiTaskClassifier, MultiTaskRegressor
     from polyshot.saved_model import SavedModel
     from polyshot.study import Study
     from polyshot.verbs.adapt import adapt
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from polyshot.verbs.meta_search import meta_search
     from polyshot.verbs.predict import predict
     from polyshot.verbs.search import search
+    from polyshot.verbs.serve import serve
     from polyshot.verbs.submit import submit
     from polyshot.verbs.train import train
     from polyshot.verbs.transfer import transfer
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from polyshot.verbs.transfer_sources import rank_sources
 
 __all__ = [
+    "MultiTaskClassifier",
+    "MultiTaskRegressor",
     "PolyshotError",
     "SavedModel",
     "Study",
@@ -41,6 +45,7 @@ __all__ = [
     "predict",
     "rank_sources",
     "search",
+    "serve",
     "submit",
     "train",
     "transfer",
@@ -52,6 +57,8 @@ __all__ = [
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _LAZY = {
+    "MultiTaskClassifier": "polyshot.estimators",
+    "MultiTaskRegressor": "polyshot.estimators",
     "SavedModel": "polyshot.saved_model",
     "Study": "polyshot.study",
     "adapt": "polyshot.verbs.adapt",
@@ -63,6 +70,7 @@ _LAZY = {
     "predict": "polyshot.verbs.predict",
     "rank_sources": "polyshot.verbs.transfer_sources",
     "search": "polyshot.verbs.search",
+    "serve": "polyshot.verbs.serve",
     "submit": "polyshot.verbs.submit",
     "train": "polyshot.verbs.train",
     "transfer": "polyshot.verbs.transfer",

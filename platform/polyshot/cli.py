@@ -387,6 +387,22 @@ def predict(
 
 
 @app.command()
+def serve(
+    run: Annotated[str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; by default this machine's own.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for any that is free.", min=0, max=65535)] = 8000,
+    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+) -> None:
+    """Serve a trained model over HTTP: rows in, the predictions of all tasks out."""
+    from polyshot.verbs.serve import serve as run_serve
+
+    try:
+        run_serve(run, host=host, port=port, storage=storage, tell=typer.echo)
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+
+
+@app.command()
 def compare(
     study_file: Annotated[str, typer.Argument(help="A study file or a study's name.", metavar="STUDY")],
     storage: Annotated[Path, typer.Option(help="The folder of runs, when a name is given.")] = Path("polyshot-runs"),

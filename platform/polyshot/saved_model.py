@@ -116,6 +116,12 @@ def write_model(folder: Path, saved: SavedModel, example: pd.DataFrame) -> None:
     (folder / "signature.json").write_text(json.dumps(signature, indent=2), encoding="utf-8")
 
 
+def read_example(folder: Path) -> dict[str, Any]:
+    """The first of the raw rows that were written with the model, by column."""
+    example = json.loads((folder / "input_example.json").read_text(encoding="utf-8"))
+    return dict(zip(example["columns"], example["data"][0], strict=True))
+
+
 def _schema(table: pd.DataFrame) -> str:
     """The table's columns in the form of MLflow's model signatures (a JSON text in its JSON)."""
     return json.dumps(
