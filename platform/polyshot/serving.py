@@ -57,8 +57,8 @@ def application(model: SavedModel, only_loopback: bool = True) -> Starlette:
     """The server as an ASGI application, for a server of one's own.
 
     `POST /invocations` predicts; `GET /ping` and `/health` answer once the model is loaded; `GET /` tells what the
-    model reads and gives; `/version` is MLflow's. Nothing is answered to web pages of other sites: there are no CORS headers,
-    a body must declare its type, and with `only_loopback` the address asked for must be this machine's.
+    model reads and gives; `/version` is MLflow's. Nothing is answered to web pages of other sites: there are no CORS
+    headers, a body must declare its type, and with `only_loopback` the address asked for must be this machine's.
     """
     about = _about(model)
 
@@ -133,7 +133,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _rows_of_json(body: bytes) -> pd.DataFrame:
-    """The rows of `{"dataframe_records": [{column: value}]}`, or of `{"dataframe_split": {"columns": …, "data": …}}`."""
+    """The rows of {"dataframe_records": [{column: value}]} or {"dataframe_split": {"columns": …, "data": …}}."""
 
     def no_number(word: str) -> Any:
         raise DataError(f"the body holds {word}, which JSON has not; write null for a missing value")
