@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top: a module imports from its own part and from the lines above it, never from those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("study_file", "plugins", "seeds", "progress", "quiet"),
+    ("study_file", "plugins", "seeds", "progress", "quiet", "completion"),
     ("study",),
     ("run_folder", "data", "balancing", "search_spaces", "cluster", "tracking"),
     ("models",),
@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("saved_model", "results", "outcomes"),
     ("training.distributed", "report", "serving", "estimators"),
     ("searching", "meta", "affinities", "transfer"),
-    ("verbs", "display"),
+    ("verbs", "display", "demo"),
     ("cli", "__init__"),
     ("__main__",),
 )
@@ -60,6 +60,7 @@ LIGHT = (
     "seeds",
     "progress",
     "quiet",
+    "completion",
     "study",
     "display",
     "cli",

@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
+from polyshot import completion
 from polyshot.errors import PolyshotError, Problem, StudyError, exit_code
 
 if TYPE_CHECKING:
@@ -32,7 +35,34 @@ if TYPE_CHECKING:
     from polyshot.verbs.transfer import TransferResult
     from polyshot.verbs.transfer_search import TransferSearchResult
 
+
+class _Verbs(TyperGroup):
+    """The verbs, listed under the headings of the documentation."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - called so
+        shown = {name: verb for name, verb in self.commands.items() if not verb.hidden}
+        widest = max(map(len, shown))
+        for heading in HEADINGS:
+            rows = [
+                (name.ljust(widest), verb.get_short_help_str(formatter.width - widest - 6))
+                for name, verb in shown.items()
+                if getattr(verb, "rich_help_panel", None) == heading
+            ]
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+START, TOGETHER, FEW, USE, LOOK, CLUSTER = HEADINGS = (
+    "To begin with",
+    "Tasks learnt together",
+    "Few labels: meta-learning and transfer",
+    "A trained model",
+    "Runs",
+    "On a cluster",
+)
+
 app = typer.Typer(
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -40,7 +70,17 @@ app = typer.Typer(
     help="Several related prediction tasks: train, search, meta-learn and transfer them on Ray, from one study file.",
 )
 
-StudyFile = Annotated[Path, typer.Argument(help="The study file (YAML).", metavar="STUDY", show_default=False)]
+
+def _runs(context: typer.Context, incomplete: str) -> list[str]:
+    return completion.runs(incomplete, Path(context.params.get("storage") or "polyshot-runs"))
+
+
+StudyFile = Annotated[
+    Path,
+    typer.Argument(
+        help="The study file (YAML).", metavar="STUDY", show_default=False, autocompletion=completion.study_files
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Another value for a key of the study, e.g. training.epochs=5.", metavar="KEY=VALUE"),
@@ -57,7 +97,7 @@ Address = Annotated[
 # --- verbs -----------------------------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def init(
     table: Annotated[str, typer.Argument(help="A CSV or Parquet file, or a folder of them.", show_default=False)],
     target: Annotated[
@@ -74,10 +114,13 @@ def init(
     typer.echo(f"Wrote {output}: {tasks}.\nNext: polyshot check {output}, then polyshot train {output}")
 
 
-@app.command()
+@app.command(rich_help_panel=START)
 def check(
     study_file: Annotated[
-        Path | None, typer.Argument(help="The study file (YAML).", metavar="STUDY", show_default=False)
+        Path | None,
+        typer.Argument(
+            help="The study file (YAML).", metavar="STUDY", show_default=False, autocompletion=completion.study_files
+        ),
     ] = None,
     settings: Settings = None,
     schema: Annotated[
@@ -102,7 +145,7 @@ def check(
         typer.echo(f"# {line}", err=True)
 
 
-@app.command()
+@app.command(rich_help_panel=TOGETHER)
 def train(
     study_file: StudyFile,
     settings: Settings = None,
@@ -136,7 +179,7 @@ def train(
     _print_next(console, study, result.folder)
 
 
-@app.command()
+@app.command(rich_help_panel=TOGETHER)
 def search(
     study_file: StudyFile,
     settings: Settings = None,
@@ -173,7 +216,7 @@ def search(
     _print_next(console, study, result.folder)
 
 
-@app.command()
+@app.command(rich_help_panel=TOGETHER)
 def affinity(
     study_file: StudyFile,
     settings: Settings = None,
@@ -213,7 +256,7 @@ def affinity(
     _print_groups(console, study_file, result)
 
 
-@app.command()
+@app.command(rich_help_panel=FEW)
 def meta(
     study_file: StudyFile,
     settings: Settings = None,
@@ -260,9 +303,11 @@ def meta(
     console.print(f"adapt     {f'polyshot adapt {_shown(result.folder)} {support}' if support else in_python}")
 
 
-@app.command()
+@app.command(rich_help_panel=FEW)
 def adapt(
-    run: Annotated[str, typer.Argument(help="A meta-learning run's folder, or its study's file or name.")],
+    run: Annotated[
+        str, typer.Argument(help="A meta-learning run's folder, or its study's file or name.", autocompletion=_runs)
+    ],
     support: Annotated[
         str, typer.Argument(help="The new group's labelled rows (CSV or Parquet), or a folder of pictures by class.")
     ],
@@ -277,7 +322,7 @@ def adapt(
     typer.echo(f"adapted to {result.rows} labelled {kind}\npredict   polyshot predict {_shown(result.folder)} {place}")
 
 
-@app.command()
+@app.command(rich_help_panel=FEW)
 def transfer(
     study_file: StudyFile,
     settings: Settings = None,
@@ -318,10 +363,12 @@ def transfer(
     _print_next(console, study, result.folder)
 
 
-@app.command()
+@app.command(rich_help_panel=FEW)
 def rank_sources(
     study_file: StudyFile,
-    runs: Annotated[list[str], typer.Argument(help="Trained runs, or study files (from the study's folder).")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Trained runs, or study files (from the study's folder).", autocompletion=_runs)
+    ],
     settings: Settings = None,
     as_json: AsJson = False,
 ) -> None:
@@ -339,9 +386,11 @@ def rank_sources(
         _print_table(console, rows.drop(columns="task"), f"{task} (higher is better; the best LogME first)")
 
 
-@app.command()
+@app.command(rich_help_panel=FEW)
 def features(
-    run: Annotated[str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.", autocompletion=_runs)
+    ],
     rows: Annotated[str, typer.Argument(help="A CSV or Parquet file of rows.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="A .parquet or .csv file.", show_default=False)],
     layer: Annotated[
@@ -362,9 +411,11 @@ def features(
     _write_rows(table, output)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def predict(
-    run: Annotated[str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.", autocompletion=_runs)
+    ],
     rows: Annotated[
         str, typer.Argument(help="A CSV or Parquet file of rows; or a folder of pictures.", show_default=False)
     ],
@@ -386,9 +437,11 @@ def predict(
         typer.echo(predicted.to_csv(index=False), nl=False)
 
 
-@app.command()
+@app.command(rich_help_panel=USE)
 def serve(
-    run: Annotated[str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.")],
+    run: Annotated[
+        str, typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.", autocompletion=_runs)
+    ],
     host: Annotated[str, typer.Option(help="The address to listen on; by default this machine's own.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for any that is free.", min=0, max=65535)] = 8000,
     storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
@@ -402,9 +455,11 @@ def serve(
         typer.echo("stopped", err=True)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def compare(
-    study_file: Annotated[str, typer.Argument(help="A study file or a study's name.", metavar="STUDY")],
+    study_file: Annotated[
+        str, typer.Argument(help="A study file or a study's name.", metavar="STUDY", autocompletion=_runs)
+    ],
     storage: Annotated[Path, typer.Option(help="The folder of runs, when a name is given.")] = Path("polyshot-runs"),
     kind: Annotated[str | None, typer.Option(help="Only runs of this kind: train, search, trial, baseline.")] = None,
     limit: Annotated[int, typer.Option(help="Rows to print; 0 for all.", min=0)] = 30,
@@ -420,10 +475,13 @@ def compare(
     _print_table(_console(), table.drop(columns="run_id").head(limit or len(table)), f"{len(table)} runs")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def ui(
     study_file: Annotated[
-        Path | None, typer.Argument(help="A study file; else the local store.", metavar="STUDY")
+        Path | None,
+        typer.Argument(
+            help="A study file; else the local store.", metavar="STUDY", autocompletion=completion.study_files
+        ),
     ] = None,
     storage: Annotated[Path, typer.Option(help="The folder of runs, when no study is given.")] = Path("polyshot-runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
@@ -435,7 +493,7 @@ def ui(
     run_ui(Study.load(study_file) if study_file else None, storage=storage, port=port)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def sync(study_file: StudyFile) -> None:
     """Send to MLflow what could not be sent while its server was away."""
     from polyshot.study import Study
@@ -444,7 +502,7 @@ def sync(study_file: StudyFile) -> None:
     typer.echo(run_sync(Study.load(study_file)))
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, rich_help_panel=CLUSTER)
 def submit(
     context: typer.Context,
     verb: Annotated[str, typer.Argument(help="train, search, affinity, meta or transfer.", show_default=False)],
@@ -474,7 +532,7 @@ def submit(
     typer.echo(f"follow    polyshot logs {job.id} -f{at}\nstop      polyshot stop {job.id}{at}", err=True)
 
 
-@app.command()
+@app.command(rich_help_panel=CLUSTER)
 def jobs(address: Address = None, as_json: AsJson = False) -> None:
     """List the jobs of a cluster, the newest first."""
     from polyshot.verbs.jobs import jobs as list_jobs
@@ -486,7 +544,7 @@ def jobs(address: Address = None, as_json: AsJson = False) -> None:
     _print_table(_console(), table, f"{len(table)} jobs")
 
 
-@app.command()
+@app.command(rich_help_panel=CLUSTER)
 def status(job: JobName, address: Address = None) -> None:
     """Print how a job stands."""
     from polyshot.verbs.jobs import status as look
@@ -496,7 +554,7 @@ def status(job: JobName, address: Address = None) -> None:
     typer.echo(f"{found.status}{ended}\n{found.command}" + (f"\n{found.message}" if found.message else ""))
 
 
-@app.command()
+@app.command(rich_help_panel=CLUSTER)
 def logs(
     job: JobName,
     address: Address = None,
@@ -512,7 +570,7 @@ def logs(
     typer.echo(read(job, address), nl=False)
 
 
-@app.command()
+@app.command(rich_help_panel=CLUSTER)
 def stop(job: JobName, address: Address = None) -> None:
     """Ask a job to stop, as Ctrl-C would; the same command goes on from there."""
     from polyshot.verbs.jobs import stop as ask
@@ -539,7 +597,38 @@ def _follow(job: str, address: str | None) -> int:
     return int(ended.exit_code or 0)
 
 
-@app.command()
+@app.command(rich_help_panel=START)
+def demo(
+    keep: Annotated[Path, typer.Option(help="The folder of its tables, studies and runs.", metavar="FOLDER")] = Path(
+        "polyshot-demo"
+    ),
+) -> None:
+    """Train, search, meta-learn and transfer on small real tables: what there is, in three minutes."""
+    from polyshot.demo import STEPS, write_demo
+
+    write_demo(keep)
+    started, command = time.monotonic(), typer.main.get_command(app)
+    typer.echo(f"Tables, study files and runs of this demo are in {keep}; each command is one of yours there:\n")
+    typer.echo(f"$ cd {keep}")
+    with chdir(keep):
+        for step in STEPS:
+            typer.echo(f"\n{_wrapped(step.question)}\n\n$ polyshot {' '.join(step.command)}")
+            if code := command.main(list(step.command), prog_name="polyshot", standalone_mode=False):
+                raise typer.Exit(code)
+            typer.echo(f"\n{_wrapped(step.answer)}")
+    typer.echo(
+        f"\nThat took {time.monotonic() - started:.0f} seconds. All of it is in MLflow:\n\n"
+        f"look      polyshot ui --storage {keep / 'polyshot-runs'}, then open http://127.0.0.1:5000\n"
+        f"go on     cd {keep}; change a study, and type a command again\n"
+        "yours     polyshot init TABLE.csv"
+    )
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, initial_indent="# ", subsequent_indent="# ")
+
+
+@app.command(rich_help_panel=START)
 def version() -> None:
     """Print the versions of Polyshot and of the libraries under it."""
     from importlib.metadata import version as version_of

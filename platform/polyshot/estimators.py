@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MultiOutputMixin, RegressorMixin
@@ -26,7 +27,7 @@ from polyshot.study import Study
 from polyshot.training.loop import TrainingRun
 from polyshot.training.metrics import predictions
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating]
 
 
 class _MultiTaskEstimator(MultiOutputMixin, BaseEstimator):
@@ -313,8 +314,8 @@ class MultiTaskClassifier(ClassifierMixin, _MultiTaskEstimator):
 
 def _known(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Where a label is there: neither NaN nor None."""
-    missing = labels != labels
-    return ~(missing | np.equal(labels, None)) if labels.dtype == object else ~missing
+    known: NDArray[np.bool_] = pd.notna(labels)
+    return known
 
 
 def _section(given: str | Mapping[str, Any]) -> dict[str, Any]:

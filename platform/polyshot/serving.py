@@ -110,7 +110,8 @@ def answer(model: SavedModel, read: Callable[[bytes], pd.DataFrame], body: bytes
     if table.empty:
         raise DataError("there are no rows; give at least one")
     predicted = model.predict(table)
-    return predicted.astype(object).where(predicted.notna(), None).to_dict(orient="records")
+    plain = predicted.astype(object).where(predicted.notna(), None)
+    return [dict(zip(plain.columns, row, strict=True)) for row in plain.itertuples(index=False)]
 
 
 def curl(model: SavedModel, address: str, row: dict[str, Any]) -> str:
