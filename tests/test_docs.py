@@ -3,9 +3,68 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import shlex
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import yaml
+
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path, *kinds: str) -> Iterator[str]:
+    """The code in blocks of these kinds, those in tabs as well."""
+    pattern = re.compile(rf"^( *)```({'|'.join(kinds)})\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    for _, _, text in pattern.findall(page.read_text(encoding="utf-8")):
+        yield textwrap.dedent(text)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words after `polyshot` in each command of a page."""
+    for block in blocks(page, "bash", "sh"):
+        for part in re.split(r"\n|&&|\|", block):
+            words = shlex.split(part, comments=True)
+            if "polyshot" in words:
+                yield words[words.index("polyshot") + 1 :]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_is_one_that_the_command_line_takes(page):
+    import typer
+
+    from polyshot.cli import app
+
+    verbs = typer.main.get_command(app).commands
+    for verb, *arguments in commands(page):
+        if not verb.startswith("-"):
+            verbs[verb].make_context(verb, arguments)  # raises for an option or a number of arguments that it has not
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_study_of_a_page_is_valid(page):
+    from polyshot.study import Study
+
+    for block in blocks(page, "yaml"):
+        values = yaml.safe_load(block)
+        if isinstance(values, dict) and "name" in values:
+            Study.from_dict(values)
+
+
+def test_every_page_is_in_the_site_s_contents():
+    contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"[\w/-]+\.md", contents))
+    assert {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[2:]} <= listed
+
+
+def test_the_site_s_headings_are_those_of_the_command_line():
+    from polyshot.cli import HEADINGS
+
+    headings = re.findall(r'^  - "?([^"\n]+?)"?:$', (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[: len(HEADINGS)] == list(HEADINGS)
 
 
 def test_the_page_about_the_study_file_is_the_schema_s():
