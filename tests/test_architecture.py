@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top: a module imports from its own part and from the lines above it, never from those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("study_file", "plugins", "seeds", "progress", "quiet", "completion"),
+    ("study_file", "plugins", "seeds", "progress", "quiet", "completion", "shown"),
     ("study",),
     ("run_folder", "data", "balancing", "search_spaces", "cluster", "tracking"),
     ("models",),
@@ -61,6 +61,7 @@ LIGHT = (
     "progress",
     "quiet",
     "completion",
+    "shown",
     "study",
     "display",
     "cli",

@@ -739,35 +739,22 @@ def _word(value: Any) -> str:
 
 
 def _print_comparison(console: Console, metrics: pd.DataFrame) -> None:
+    from polyshot.results import percent
+
     table = metrics.copy()
     for name in {"improvement", "low", "high"} & set(table):
-        table[name] = [_percent(value) for value in table[name]]
+        table[name] = [percent(value) for value in table[name]]
     _print_table(console, table.rename(columns=lambda name: name.replace("_", " ")), "")
-
-
-def _percent(fraction: float) -> str:
-    return "–" if fraction != fraction else f"{100 * fraction:+.2f} %"
 
 
 def _print_verdict(console: Console, study: Study, result: TrainResult | SearchResult, seeds: int = 1) -> None:
     """Δm, and of each task whether learning together helped or hurt it, or cannot be told from the test rows."""
-    from polyshot.results import tasks_by_verdict
+    from polyshot.results import verdict_words
 
-    if result.improvement != result.improvement:
-        return
     drawn = f"test groups of '{study.data.group}'" if study.data.group else "test rows"
-    drawn, (low, high) = f"{seeds} seeds" if seeds > 1 else drawn, result.interval
-    interval = f" (95 % interval {_percent(low)} to {_percent(high)}, over {drawn})" if low == low else ""
-    console.print(f"\nΔm on test: {_percent(result.improvement)} over learning each task alone{interval}.")
-    sentences = {
-        "Better than alone": tasks_by_verdict(result.metrics, "helped")[::-1],
-        "Worse than alone (negative transfer)": result.hurt,
-        "Neither, within noise": tasks_by_verdict(result.metrics, "within noise"),
-        "Too few test rows to tell": tasks_by_verdict(result.metrics, "unknown"),
-    }
-    for words, tasks in sentences.items():
-        if tasks:
-            console.print(f"{words}: {', '.join(tasks)}.")
+    drawn = f"{seeds} seeds" if seeds > 1 else drawn
+    for number, sentence in enumerate(verdict_words(result.metrics, result.improvement, result.interval, drawn)):
+        console.print(sentence if number else f"\n{sentence}")
 
 
 def _print_transfer(console: Console, result: TransferResult) -> None:

@@ -103,6 +103,34 @@ def tasks_by_verdict(table: pd.DataFrame, verdict: Verdict, split: str = "test")
     return chosen.sort_values("improvement")["task"].tolist()
 
 
+def percent(fraction: float) -> str:
+    """`+1.25 %`; a dash where there is none."""
+    return "–" if fraction != fraction else f"{100 * fraction:+.2f} %"
+
+
+def verdict_words(
+    table: pd.DataFrame, improvement: float, interval: tuple[float, float], drawn: str = "test rows"
+) -> Iterator[str]:
+    """Δm, and of each task whether learning together helped or hurt it, or cannot be told; a sentence each.
+
+    Args:
+        table: of `comparison`, or of `across_seeds`.
+        drawn: what the interval is over, in words.
+    """
+    if improvement != improvement:
+        return
+    low, high = interval
+    over = f" (95 % interval {percent(low)} to {percent(high)}, over {drawn})" if low == low else ""
+    yield f"Δm on test: {percent(improvement)} over learning each task alone{over}."
+    sentences = {
+        "Better than alone": tasks_by_verdict(table, "helped")[::-1],
+        "Worse than alone (negative transfer)": hurt_tasks(table),
+        "Neither, within noise": tasks_by_verdict(table, "within noise"),
+        "Too few test rows to tell": tasks_by_verdict(table, "unknown"),
+    }
+    yield from (f"{words}: {', '.join(tasks)}." for words, tasks in sentences.items() if tasks)
+
+
 def hurt_tasks(table: pd.DataFrame) -> list[str]:
     """The tasks that learning together made worse on test than learning alone (negative transfer), worst first.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from polyshot.errors import Problem, StudyError, did_you_mean
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_json
+from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
 from polyshot.verbs.recording import recorded
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 Method = Literal["gradients", "lookahead", "pairwise"]
 
 
-@dataclass(frozen=True)
-class AffinityResult:
+@dataclass(frozen=True, repr=False)
+class AffinityResult(Shown):
     """What tasks are to each other, and the groups proposed.
 
     Attributes:
@@ -52,6 +54,14 @@ class AffinityResult:
     studies: list[Path]
     folder: Path
     mlflow_id: str | None
+
+    def _words(self) -> Iterator[str]:
+        for tasks, serves in zip(self.groups["tasks"], self.groups["serves"], strict=True):
+            yield f"A network of {', '.join(tasks)} serves {', '.join(serves)}."
+        yield f"Studies of these networks and all else is in {self.folder}."
+
+    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield "What learning a task (row) does for others (column)", self.matrix.reset_index(names="")
 
     @property
     def is_partition(self) -> bool:

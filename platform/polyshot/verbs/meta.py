@@ -17,6 +17,7 @@ from polyshot.errors import RunError
 from polyshot.outcomes import curve
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import read_table, write_table
+from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
 from polyshot.verbs.recording import recorded
@@ -42,8 +43,8 @@ SECTIONS = ("name", "seed", "data", "tasks", "model", "meta")
 _TABLES = ("adaptation.json", "verdicts.json", "curves.json")
 
 
-@dataclass(frozen=True)
-class MetaResult:
+@dataclass(frozen=True, repr=False)
+class MetaResult(Shown):
     """What meta-learning gave.
 
     Attributes:
@@ -61,6 +62,16 @@ class MetaResult:
     curves: pd.DataFrame
     folder: Path
     mlflow_id: str | None
+
+    def _words(self) -> Iterator[str]:
+        for row in self.verdicts.to_dict(orient="records"):
+            low, high = row["difference"] - row["interval"], row["difference"] + row["interval"]
+            found = "better than" if low > 0 else "worse than" if high < 0 else "within noise of"
+            yield f"Meta-learnt is {found} {row['method']} (difference {low:+.4g} to {high:+.4g}, positive: better)."
+        yield f"The learner and all else is in {self.folder}."
+
+    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield "Test tasks, mean ± 95 %", self.table
 
     @property
     def learner(self) -> SavedLearner:

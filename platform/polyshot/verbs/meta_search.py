@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
+from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
@@ -42,8 +43,8 @@ _FIXED = (
 )
 
 
-@dataclass(frozen=True)
-class MetaSearchResult:
+@dataclass(frozen=True, repr=False)
+class MetaSearchResult(Shown):
     """What a search of meta-learning gave.
 
     Attributes:
@@ -58,6 +59,14 @@ class MetaSearchResult:
     best_values: dict[str, Any]
     best_study: Study
     best: MetaResult
+
+    def _words(self) -> Iterator[str]:
+        yield "Best values: " + ", ".join(f"{key} {value}" for key, value in self.best_values.items()) + "."
+        yield from self.best._words()
+
+    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield from self.best._tables()
+        yield f"{len(self.trials)} trials", self.trials.dropna(axis=1, how="all")
 
 
 @dataclass(frozen=True)

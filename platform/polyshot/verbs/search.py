@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from polyshot.data.prepare import Prepared, prepare
 from polyshot.outcomes import log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
 from polyshot.report import plots
-from polyshot.results import comparison, delta_m, hurt_tasks
+from polyshot.results import comparison, delta_m, hurt_tasks, verdict_words
 from polyshot.run_folder import read_table, write_json, write_table
 from polyshot.saved_model import save_model
 from polyshot.searching.objective import Objective
@@ -28,6 +29,7 @@ from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.subject import MultiTaskLearning, have_same_data
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
+from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
@@ -42,8 +44,8 @@ _METRICS = "metrics.json"
 _SECTIONS = ("name", "seed", "data", "tasks", "model", "balance", "training")
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Shown):
     """What a search gave.
 
     Attributes:
@@ -69,6 +71,14 @@ class SearchResult:
     folder: Path
     mlflow_id: str | None
     best_study: Study
+
+    def _words(self) -> Iterator[str]:
+        yield from verdict_words(self.metrics, self.improvement, self.interval)
+        yield f"The best trial's model and all else is in {self.folder}."
+
+    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield "The best trial", self.metrics
+        yield f"{len(self.trials)} trials", self.trials.dropna(axis=1, how="all")
 
 
 def search(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from polyshot.errors import Problem, StudyError
 from polyshot.outcomes import curve, log_baseline, log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import read_table, write_table
+from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
 from polyshot.verbs.recording import Recording, ending, recorded
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from polyshot.training.loop import Epoch, TrainingRun
 
 
-@dataclass(frozen=True)
-class TrainResult:
+@dataclass(frozen=True, repr=False)
+class TrainResult(Shown):
     """What a training run gave.
 
     Attributes:
@@ -56,6 +57,16 @@ class TrainResult:
     folder: Path
     mlflow_id: str | None
     seeds: pd.DataFrame | None = None
+
+    def _words(self) -> Iterator[str]:
+        from polyshot.results import verdict_words
+
+        drawn = "test rows" if self.seeds is None else f"{self.seeds['seed'].nunique()} seeds"
+        yield from verdict_words(self.metrics, self.improvement, self.interval, drawn)
+        yield f"The model and all else is in {self.folder}."
+
+    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield "Learnt together", self.metrics
 
     @property
     def model(self) -> SavedModel:

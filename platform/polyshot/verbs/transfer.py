@@ -7,7 +7,7 @@ repetition. Trainings are kept: an interrupted comparison, or one with another m
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from polyshot.errors import Problem, ResourceError, StudyError
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import read_table, runs, write_json, write_table
+from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.study.transfer import SCRATCH, Distillation, MetaLearned
 from polyshot.tracking.tracker import Run, Tracker
@@ -33,8 +34,8 @@ _TABLE, _CHOICE = "transfer.json", "choice.json"
 KEPT = "transfers"  # the folder of trainings in the study's
 
 
-@dataclass(frozen=True)
-class TransferResult:
+@dataclass(frozen=True, repr=False)
+class TransferResult(Shown):
     """What a comparison of methods gave.
 
     Attributes:
@@ -51,6 +52,25 @@ class TransferResult:
     method: str
     folder: Path
     mlflow_id: str | None
+
+    def _words(self) -> Iterator[str]:
+        for budget, method in self.recommended.items():
+            yield f"Recommended with {budget} labels: {method}."
+        yield f"The model of {self.method} and all else is in {self.folder}."
+
+    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        shown = [
+            "task",
+            "labels",
+            "method",
+            "metric",
+            "value",
+            "difference",
+            "difference_low",
+            "difference_high",
+            "verdict",
+        ]
+        yield "Methods beside training from scratch", self.table[shown]
 
     @property
     def model(self) -> SavedModel:

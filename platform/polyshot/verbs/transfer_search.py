@@ -7,6 +7,7 @@ A trial trains one method, `searched`, at the study's largest budget. Trials are
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
+from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.study.transfer import SEARCHED
 from polyshot.tracking.store import resolve
@@ -45,8 +47,8 @@ from polyshot.verbs.transfer import (
 _METHOD = f"transfer.methods.{SEARCHED}."
 
 
-@dataclass(frozen=True)
-class TransferSearchResult:
+@dataclass(frozen=True, repr=False)
+class TransferSearchResult(Shown):
     """What a search of transfer gave.
 
     Attributes:
@@ -60,6 +62,14 @@ class TransferSearchResult:
     best_values: dict[str, Any]
     best_study: Study
     best: TransferResult
+
+    def _words(self) -> Iterator[str]:
+        yield "Best values: " + ", ".join(f"{key} {value}" for key, value in self.best_values.items()) + "."
+        yield from self.best._words()
+
+    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        yield from self.best._tables()
+        yield f"{len(self.trials)} trials", self.trials.dropna(axis=1, how="all")
 
 
 @dataclass(frozen=True)
