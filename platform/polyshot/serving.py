@@ -225,6 +225,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # from here on who asks is kept waiting, not turned away
     except OSError as error:
         raise ResourceError(
             f"serve: {host}:{port} cannot be listened on ({error.strerror}); choose another with --port or --host"
