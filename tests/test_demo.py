@@ -25,7 +25,7 @@ def test_every_study_reads_its_table(tmp_path):
     write_demo(tmp_path)
     assert len(prepare(Study.load(tmp_path / "blood.yaml")).train) == 210
     assert len(prepare(Study.load(tmp_path / "progression.yaml")).test) == 43
-    assert build_source(Study.load(tmp_path / "digits.yaml"), None).shape == (64,)
+    assert build_source(Study.load(tmp_path / "digits.yaml"), None).shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -60,6 +60,12 @@ def test_every_page_is_in_the_site_s_contents():
     assert {page.relative_to(ROOT / "docs").as_posix() for page in PAGES[2:]} <= listed
 
 
+def test_every_tutorial_is_run():
+    run = (ROOT / ".ci" / "tutorials").read_text(encoding="utf-8")
+    pages = [page for folder in ("tutorials", "coming-from") for page in (ROOT / "docs" / folder).glob("*.md")]
+    assert [page.name for page in pages if f'"{page.parent.name}/{page.name}"' not in run] == []
+
+
 def test_the_site_s_headings_are_those_of_the_command_line():
     from polyshot.cli import HEADINGS
 

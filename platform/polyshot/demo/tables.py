@@ -26,6 +26,6 @@ def patients() -> pd.DataFrame:
 
 
 def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pictures of 8 × 8 pixels between 0 and 1 as rows [1797, 64], and the digit in each."""
+    """Pictures of 8 × 8 pixels between 0 and 1 [1797, 1, 8, 8], and the digit in each."""
     pictures, labels = load_digits(return_X_y=True)
-    return (pictures / 16).astype(np.float32), labels
+    return (pictures.reshape(-1, 1, 8, 8) / 16).astype(np.float32), labels
