@@ -145,7 +145,7 @@ def test_what_is_too_large_is_refused_by_the_name_of_its_largest_file(tmp_path, 
         (["train", "study.yaml", "--set", f"tracking.uri=http://me:{PASSWORD}@there"], "the options: holds an address"),
         (
             ["serch", "study.yaml"],
-            "is no verb that runs as a job (train, search, affinity, meta). Did you mean 'search'?",
+            "is no verb that runs as a job (train, search, affinity, meta, transfer). Did you mean 'search'?",
         ),
         (["train", "study.yaml", "--trials", "3"], "No such option: --trials"),
         (["train", "study.yaml", "--set", "training.epoch=3"], "training.epoch: unknown key 'epoch'. Did you mean"),
