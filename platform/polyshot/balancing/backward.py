@@ -112,7 +112,7 @@ def build_backward(
     if isinstance(balancer, LossBalancer):
         return ScalarBackward(model if compute is None else compute, balancer, world, scaler)
     assert isinstance(balancer, GramianBalancer | JacobianBalancer), balancer
-    if isinstance(study.model.sharing, HardSharing):
+    if isinstance(study.model.sharing, HardSharing) and model.heads.places == 1:
         at: Place = getattr(study.balance, "at", "parameters")
         return HardSharingBackward(model, balancer, build_trunk(model.sharing.encoder, precision), at, world)
     return SharedBackward(model, balancer, world)

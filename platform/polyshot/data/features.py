@@ -7,7 +7,7 @@ numbers. It never sees a target, and nothing of it is pickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,8 @@ from polyshot.data.columns import (
     text_of,
     with_text_names,
 )
-from polyshot.data.text import as_strings, embeddings, vectoriser
+from polyshot.data.inputs import InputLayout, TextPlace
+from polyshot.data.text import TokenReading, as_strings, embeddings, vectoriser
 from polyshot.errors import DataError, ResourceError, RunError, did_you_mean
 from polyshot.study import Study
 from polyshot.study.data import BagOfWords, ColumnKind, SentenceEncoder, TextFeatures, TfIdf
@@ -38,10 +39,11 @@ MAX_CATEGORIES = 64  # outputs of one categorical column; the rarest beyond shar
 MANY_TEXTS = 20  # texts that may all be distinct: beyond, a column of mostly distinct texts is left out
 TRUSTED_TYPES = ["numpy.dtype"]  # beyond what skops trusts itself
 STATE_FILE, KINDS_FILE = "features.skops", "features.json"
+ENCODER_FOLDER = "encoder"  # of a trained encoder of text, without its weights
 
 
 def feature_columns(table: pd.DataFrame, study: Study) -> list[str]:
-    """The study's input columns: `data.features`, by default all but targets and group; without `data.ignore`.
+    """The study's input columns: `data.features`, by default all but targets, group and split; without `data.ignore`.
 
     Raises:
         DataError: when the study names a column that the table lacks, or no column is left.
@@ -54,10 +56,11 @@ def feature_columns(table: pd.DataFrame, study: Study) -> list[str]:
     require_columns(table, list(data.columns), "data.columns")
     require_columns(table, list(data.text), "data.text")
     require_columns(table, [data.group] if data.group else [], "data.group")
+    require_columns(table, [data.split.column] if data.split.column else [], "data.split.column")
     left_out = {*data.ignore, *(column for columns in targets.values() for column in columns)}
     wanted = data.features
     if wanted is None:
-        wanted = [name for name in table.columns if name != data.group]
+        wanted = [name for name in table.columns if name not in (data.group, data.split.column)]
     inputs = [name for name in dict.fromkeys(wanted) if name not in left_out]
     if not inputs:
         raise DataError("data: no feature column is left beside targets, group and ignored ones; ignore fewer columns")
@@ -71,13 +74,15 @@ class Features:
     its own; where there are more than 64, the rarest share 'other'; one that was not seen in training is 'other', or
     all zeros where there is none. Booleans are 0 and 1, imputed by the more frequent. Dates become days since 1970,
     year, month and day of the week, each standardised. A numeric, boolean or date column with missing values in the
-    training rows gets one more output, 1 where it was missing. Texts are read as `data.text` says (see `data.text`).
+    training rows gets one more output, 1 where it was missing. Texts are read as `data.text` says (see `data.text`), or
+    as tokens that follow all other outputs.
 
     Attributes:
         columns: the input columns that are used.
         kinds: the kind of each column that was fitted.
         blank: those of them that are not used: they count as missing in every row.
         names: the outputs, [F].
+        layout: what stands where in them.
         notes: one sentence for each column that was left out, and why.
     """
 
@@ -88,15 +93,22 @@ class Features:
         notes: Sequence[str],
         blank: Sequence[str] = (),
         encoders: Mapping[str, SentenceEncoder] | None = None,
+        tokens: Mapping[str, TokenReading] | None = None,
     ):
-        """`encoders`: what reads those columns of texts that nothing was fitted to."""
+        """`encoders`, `tokens`: what reads those columns of texts that nothing was fitted to."""
         self.kinds = dict(kinds)
         self.blank = list(blank)
         self.columns = [name for name in self.kinds if name not in self.blank]
         self.notes = list(notes)
         self._transformer = transformer
         self._encoders = dict(encoders or {})
-        self.names = list(self._output_names())
+        self._tokens = dict(tokens or {})
+        numbers = list(self._output_names())
+        self.layout = InputLayout(
+            len(numbers),
+            tuple(TextPlace(name, reading.max_tokens, reading.words) for name, reading in self._tokens.items()),
+        )
+        self.names = numbers + [output for name, reading in self._tokens.items() for output in reading.names(name)]
 
     # --- fitting and transforming ------------------------------------------------------------------------------------
 
@@ -107,18 +119,20 @@ class Features:
         columns: Sequence[str],
         overrides: Mapping[str, ColumnKind],
         text: Mapping[str, TextFeatures] | None = None,
+        tokens: Mapping[str, TokenReading] | None = None,
     ) -> Features:
         """Fit on `table`, which must hold the training rows only.
 
         Args:
             overrides: kinds of columns that are not to be inferred.
             text: how columns of text are read; those of the kind that are not named, by TF-IDF.
+            tokens: columns of text that are read as tokens, and how.
 
         Raises:
             DataError: for a value that does not fit its column's kind, or when no column is left.
         """
-        texts = dict(text or {})
-        overrides = {**overrides, **dict.fromkeys(texts, "text")}
+        texts, readings = dict(text or {}), dict(tokens or {})
+        overrides = {**overrides, **dict.fromkeys([*texts, *readings], "text")}
         kinds: dict[str, ColumnKind] = {}
         notes = []
         for name in columns:
@@ -130,12 +144,14 @@ class Features:
                 notes.append(f"The column '{name}' is left out of the features: {reason}.")
         if not kinds:
             raise DataError(f"data: no feature column is left. {' '.join(notes)}")
-        read = {name: texts.get(name, TfIdf()) for name, kind in kinds.items() if kind == "text"}
+        readings = {name: reading for name, reading in readings.items() if name in kinds}
+        words = [name for name, kind in kinds.items() if kind == "text" and name not in readings]
+        read = {name: texts.get(name, TfIdf()) for name in words}
         encoders = {name: settings for name, settings in read.items() if isinstance(settings, SentenceEncoder)}
-        inputs = _inputs(table, kinds)
+        inputs = _inputs(table, kinds, readings)
         transformer = _transformer(inputs, kinds, read)
         transformer.fit(inputs)
-        return cls(kinds, transformer, notes, encoders=encoders)
+        return cls(kinds, transformer, notes, encoders=encoders, tokens=readings)
 
     def transform(self, table: pd.DataFrame) -> NDArray[np.float32]:
         """The rows as numbers [N, F]. Columns that were not trained with are ignored.
@@ -155,7 +171,8 @@ class Features:
             return np.empty((0, len(self.names)), dtype=np.float32)
         table = table.assign(**dict.fromkeys(self.blank, np.nan))
         with np.errstate(over="ignore"):
-            outputs: NDArray[np.float32] = self._transformer.transform(_inputs(table, self.kinds)).astype(np.float32)
+            inputs = _inputs(table, self.kinds, self._tokens)
+            outputs: NDArray[np.float32] = self._transformer.transform(inputs).astype(np.float32)
         embedded = [
             embeddings(settings, as_strings(table[name]), f"data.text.{name}")
             for name, settings in self._encoders.items()
@@ -164,11 +181,17 @@ class Features:
         if not np.isfinite(outputs).all():
             name = self.names[int(np.argmin(np.isfinite(outputs).all(axis=0)))]
             raise DataError(f"the column '{name}' holds numbers too large for float32 once standardised; correct them")
-        return outputs
+        tokens = [reading.read(table[name]) for name, reading in self._tokens.items()]
+        return np.concatenate([outputs, *tokens], axis=1) if tokens else outputs
 
     def blanking(self, columns: Sequence[str]) -> Features:
         """The same reading with some columns that count as missing in every row, whether a table has them or not."""
-        return Features(self.kinds, self._transformer, self.notes, columns, self._encoders)
+        return Features(self.kinds, self._transformer, self.notes, columns, self._encoders, self._tokens)
+
+    def labelling(self, words: Mapping[str, int]) -> Features:
+        """The same reading for tasks that label the words of some columns of tokens, so many at most."""
+        tokens = {name: reading.labelling(words.get(name, 0)) for name, reading in self._tokens.items()}
+        return Features(self.kinds, self._transformer, self.notes, self.blank, self._encoders, tokens)
 
     def _output_names(self) -> Iterator[str]:
         labels = _input_labels(self.kinds)
@@ -202,7 +225,10 @@ class Features:
         folder.mkdir(parents=True, exist_ok=True)
         skops.io.dump(self._transformer, folder / STATE_FILE)
         encoders = {name: settings.model_dump() for name, settings in self._encoders.items()}
-        state = {"kinds": self.kinds, "notes": self.notes, "blank": self.blank, "encoders": encoders}
+        tokens = {name: [reading.max_tokens, reading.words] for name, reading in self._tokens.items()}
+        state = {"kinds": self.kinds, "notes": self.notes, "blank": self.blank, "encoders": encoders, "tokens": tokens}
+        for reading in self._tokens.values():  # all of one encoder
+            reading.save(folder / ENCODER_FOLDER)
         text = json.dumps(state, indent=2, ensure_ascii=False)
         (folder / KINDS_FILE).write_text(text, encoding="utf-8")
 
@@ -219,7 +245,9 @@ class Features:
             state = json.loads((folder / KINDS_FILE).read_text(encoding="utf-8"))
             transformer = skops.io.load(folder / STATE_FILE, trusted=TRUSTED_TYPES)
             encoders = {name: SentenceEncoder(**values) for name, values in state.get("encoders", {}).items()}
-            return cls(state["kinds"], transformer, state["notes"], state.get("blank", ()), encoders)
+            encoder = str((folder / ENCODER_FOLDER).resolve())
+            tokens = {name: TokenReading(encoder, *sizes) for name, sizes in state.get("tokens", {}).items()}
+            return cls(state["kinds"], transformer, state["notes"], state.get("blank", ()), encoders, tokens)
         except (DataError, ResourceError):  # of an encoder that is not there
             raise
         except Exception as error:  # a damaged file can fail anywhere in JSON, zip, skops or scikit-learn
@@ -276,9 +304,12 @@ def _position(key: str) -> int:
     return int(key.partition(" ")[0])
 
 
-def _inputs(table: pd.DataFrame, kinds: Mapping[str, ColumnKind]) -> pd.DataFrame:
+def _inputs(table: pd.DataFrame, kinds: Mapping[str, ColumnKind], tokens: Collection[str]) -> pd.DataFrame:
     inputs: dict[str, NDArray[np.float64] | pd.Series] = {}
     for position, (name, kind) in enumerate(kinds.items()):
+        if name in tokens:  # nothing is fitted to it; scikit-learn wants one column at least
+            inputs[str(position)] = np.zeros(len(table))
+            continue
         column, place = table[name], f"the column '{name}'"
         match kind:
             case "numeric":

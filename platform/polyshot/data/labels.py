@@ -1,4 +1,4 @@
-"""Which columns of labels and masks belong to which task: one column, or for a multilabel task one per label.
+"""Which columns of labels and masks belong to which task: one, or one for each label or word.
 
 Everything that counts, samples or judges by task asks here; losses and metrics see the labels themselves.
 """
@@ -25,7 +25,7 @@ class LabelLayout:
 
     @classmethod
     def of(cls, targets: Sequence[Target]) -> Self:
-        ends = accumulate((len(target.columns) for target in targets), initial=0)
+        ends = accumulate((target.width for target in targets), initial=0)
         return cls(tuple(slice(start, stop) for start, stop in pairwise(ends)))
 
     @cached_property

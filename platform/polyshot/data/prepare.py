@@ -15,12 +15,16 @@ import torch
 
 from polyshot.data.columns import with_text_names
 from polyshot.data.features import Features, feature_columns
+from polyshot.data.inputs import InputLayout
 from polyshot.data.labels import LabelLayout
+from polyshot.data.pretrained import located
 from polyshot.data.split import SPLITS, WORDS, Rows, groups_of_rows, split_rows
 from polyshot.data.tables import Tables, read_tables
 from polyshot.data.targets import Target, fit_target
+from polyshot.data.text import TokenReading
 from polyshot.errors import DataError
 from polyshot.study import Study
+from polyshot.study.model import Transformer
 
 EXAMPLE_ROWS = 5
 
@@ -53,11 +57,17 @@ class TrainingData:
 
     Attributes:
         targets: [T], in the order of the study's tasks.
+        layout: what stands where in a row; None where all of it is numbers.
     """
 
     train: Examples
     validation: Examples
     targets: list[Target]
+    layout: InputLayout | None = field(default=None, kw_only=True)
+
+    @property
+    def inputs(self) -> InputLayout:
+        return self.layout or InputLayout(self.train.features.shape[1])
 
     @property
     def labels(self) -> LabelLayout:
@@ -84,7 +94,7 @@ class Prepared(TrainingData):
     groups: dict[str, Rows] = field(default_factory=dict)
 
     def for_training(self) -> TrainingData:
-        return TrainingData(self.train, self.validation, self.targets)
+        return TrainingData(self.train, self.validation, self.targets, layout=self.layout)
 
     def for_task(self, task: str) -> Prepared:
         """The same splits and features with one task, and the rows that have its label, as when it is learnt alone."""
@@ -134,7 +144,9 @@ def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
     targets = [fit_target(name, task, table, study.targets[name], rows["train"]) for name, task in study.tasks.items()]
     labels = np.concatenate([target.read(table) for target in targets], axis=1)
     notes = _check_classes(targets, labels, rows)
-    features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns, study.data.text)
+    tokens = _token_readings(study, columns, targets)
+    features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns, study.data.text, tokens)
+    require_readable(study, features)
 
     def examples(split: str) -> Examples:
         known = ~np.isnan(labels[rows[split]])
@@ -151,8 +163,58 @@ def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
         _, group_of_row = groups_of_rows(table, study.data.group)
         groups = {split: group_of_row[rows[split]] for split in SPLITS}
     return Prepared(
-        train, validation, targets, test, features, rows, example, [*tables.notes, *features.notes, *notes], groups
+        train,
+        validation,
+        targets,
+        test,
+        features,
+        rows,
+        example,
+        [*tables.notes, *features.notes, *notes],
+        groups,
+        layout=features.layout,
     )
+
+
+def _token_readings(study: Study, columns: Sequence[str], targets: Sequence[Target]) -> dict[str, TokenReading]:
+    """The columns of text that the study's encoder reads as tokens: of words that are labelled, and of others.
+
+    Raises:
+        DataError: when words that are to be labelled are no feature.
+    """
+    places: dict[str, int] = {}
+    for target in targets:
+        if target.words is None:
+            continue
+        if target.words not in columns:
+            raise DataError(
+                f"tasks.{target.task}.words: the column '{target.words}' is no feature; add it to data.features or "
+                "take it out of data.ignore"
+            )
+        places[target.words] = max(target.places, places.get(target.words, 0))
+    settings = study.model.text
+    if settings is None:
+        return {}
+    model = located(settings.model, study.folder)
+    texts = [name for name in columns if study.data.columns.get(name) == "text" and name not in study.data.text]
+    read = [name for name in columns if name in texts or name in places]
+    return {name: TokenReading(model, settings.max_tokens, places.get(name, 0)) for name in read}
+
+
+def require_readable(study: Study, features: Features) -> None:
+    """Check that the study's encoder reads what the columns gave.
+
+    Raises:
+        DataError: for columns that it does not read, or none that it does.
+    """
+    encoder, layout = study.model.encoder, features.layout
+    if isinstance(encoder, Transformer):
+        numbers = [name for name in features.columns if name not in {place.column for place in layout.texts}]
+        if numbers:
+            raise DataError(
+                f"model.encoder: 'transformer' reads text only and '{numbers[0]}' is none; use kind 'mixed', or leave "
+                "the column out (data.ignore)"
+            )
 
 
 def _given(study: Study, table: pd.DataFrame) -> Tables:
@@ -177,7 +239,7 @@ def _check_classes(targets: list[Target], labels: np.ndarray, rows: dict[str, Ro
         if target.kind == "multilabel":
             notes += _check_labels(target, {split: labels[rows[split], own] for split in SPLITS})
             continue
-        if target.classes is None:
+        if target.classes is None or target.kind == "tokens":
             continue
         for split in SPLITS if target.kind == "binary" else SPLITS[:1]:
             found = np.unique(labels[rows[split], own])

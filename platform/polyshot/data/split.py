@@ -24,7 +24,7 @@ def split_rows(table: pd.DataFrame, study: Study, origin: Rows | None = None) ->
     With `data.group`, whole groups are drawn and the fractions are of groups. Otherwise rows are drawn, in equal
     proportions from each class of the column that the study stratifies by, or each combination of classes of several
     (missing labels count as a class; classes of fewer than three rows as one class together). Both are drawn in equal
-    proportions from each table.
+    proportions from each table. With `data.split.column` nothing is drawn.
 
     Args:
         origin: [N], the table that a row comes from, where there are several.
@@ -33,6 +33,10 @@ def split_rows(table: pd.DataFrame, study: Study, origin: Rows | None = None) ->
         DataError: when there are too few rows or groups, a row has no group, or a task has no label in some split.
     """
     split = study.data.split
+    if split.column is not None:
+        rows = _given(table, split.column)
+        _require_labels(table, study, rows)
+        return rows
     generator = np.random.default_rng(split.seed)
     origin = np.zeros(len(table), dtype=np.int64) if origin is None else origin
     if study.data.group is not None:
@@ -51,6 +55,22 @@ def split_rows(table: pd.DataFrame, study: Study, origin: Rows | None = None) ->
     split_of_unit = _draw(strata, validation, test, generator)
     rows = {name: np.flatnonzero(split_of_unit[unit_of_row] == position) for position, name in enumerate(SPLITS)}
     _require_labels(table, study, rows)
+    return rows
+
+
+def _given(table: pd.DataFrame, column: str) -> dict[str, Rows]:
+    """The splits that a column says."""
+    require_columns(table, [column], "data.split.column")
+    texts = as_texts(table[column], f"data.split.column: the column '{column}'")
+    wrong = ~np.isin(texts.astype(str), SPLITS)
+    if wrong.any():
+        row, value = first_row(table[column], wrong)
+        raise DataError(
+            f"data.split.column: the column '{column}' holds {value!r} in {row}; write train, validation or test"
+        )
+    rows = {name: np.flatnonzero(texts == name) for name in SPLITS}
+    if empty := [name for name, of_split in rows.items() if not len(of_split)]:
+        raise DataError(f"data.split.column: no row of the column '{column}' says '{empty[0]}'; give some")
     return rows
 
 

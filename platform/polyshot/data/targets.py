@@ -6,7 +6,7 @@ dropped here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
@@ -15,9 +15,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api import types
 
-from polyshot.data.columns import as_booleans, as_numbers, first_row, require_columns, text_of
+from polyshot.data.columns import (
+    as_booleans,
+    as_numbers,
+    counted,
+    first_row,
+    require_columns,
+    row_name,
+    text_of,
+)
+from polyshot.data.words import OUTSIDE, is_bio, words_of
 from polyshot.errors import DataError, did_you_mean
-from polyshot.study.tasks import BinaryTask, MultilabelTask, RegressionTask, Task
+from polyshot.study.tasks import BinaryTask, MultilabelTask, RegressionTask, Task, TokensTask
 
 MAX_CLASSES = 1000
 ClassValue = str | int | bool
@@ -33,15 +42,19 @@ class Target:
             multilabel task they are 0 and 1. None for regression.
         mean, scale: of the labels of the training rows; 0 and 1 for classification.
         labels: the columns of a multilabel task's labels, [K]; None for other kinds.
+        words: the column of the words that a task of kind tokens labels; None for other kinds.
+        places: W, how many words of a row have a label at most; 1 for other kinds.
     """
 
     task: str
-    kind: Literal["regression", "binary", "multiclass", "multilabel"]
+    kind: Literal["regression", "binary", "multiclass", "multilabel", "tokens"]
     column: str
     classes: list[ClassValue] | None = None
     mean: float = 0.0
     scale: float = 1.0
     labels: list[str] | None = None
+    words: str | None = None
+    places: int = 1
 
     @property
     def columns(self) -> list[str]:
@@ -49,16 +62,28 @@ class Target:
         return self.labels or [self.column]
 
     @property
+    def width(self) -> int:
+        """L, the numbers that a row's labels take: one, or one per label or word."""
+        return self.places if self.kind == "tokens" else len(self.columns)
+
+    @property
+    def head(self) -> int:
+        """Rows of weights that a model's head has for this task: one, or one per class or label."""
+        return len(self.classes) if self.kind in ("multiclass", "tokens") and self.classes else len(self.columns)
+
+    @property
     def outputs(self) -> int:
-        """Numbers that a model's head gives for this task: one, or one per class or label."""
-        return len(self.classes) if self.kind == "multiclass" and self.classes else len(self.columns)
+        """Numbers that a model's head gives for this task: those of `head`, for each of its places."""
+        return self.head * self.places
 
     def read(self, table: pd.DataFrame) -> NDArray[np.float32]:
-        """The task's labels [N, 1], or [N, K] of a multilabel task, encoded.
+        """The task's labels [N, 1], [N, K] of a multilabel task or [N, W] of one of kind tokens, encoded.
 
         Raises:
-            DataError: see `encode`.
+            DataError: see `encode`; for as many labels as there are words in no row.
         """
+        if self.kind == "tokens":
+            return self._read_words(table)
         return np.stack([self.encode(table[column]) for column in self.columns], axis=1)
 
     def encode(self, labels: pd.Series) -> NDArray[np.float32]:
@@ -83,6 +108,14 @@ class Target:
                 f"{_place(self.task, self.column)} holds {value!r} in {row}, which is none of the classes trained "
                 f"with; correct it or leave it empty.{hint}"
             )
+        return encoded
+
+    def _read_words(self, table: pd.DataFrame) -> NDArray[np.float32]:
+        """[N, W], NaN behind the last word."""
+        index = {label: position for position, label in enumerate(self.classes or [])}
+        encoded = np.full((len(table), self.places), np.nan, dtype=np.float32)
+        for row, labels in zip(encoded, label_sequences(self.task, self.column, table, self.words or ""), strict=True):
+            row[: len(labels)] = [index[label] for label in labels[: self.places]]
         return encoded
 
     def decode(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -119,6 +152,8 @@ def fit_target(
     if isinstance(task, MultilabelTask):
         return Target(name, "multilabel", columns[0], [0, 1], labels=list(columns))
     (column,) = columns
+    if isinstance(task, TokensTask):
+        return _fit_words(name, task, table, column)
     labels = table[column]
     if labels.isna().all():
         raise DataError(f"{_place(name, column)} is empty in every row; give it labels or remove the task")
@@ -137,6 +172,40 @@ def fit_target(
 
 def _place(task: str, column: str) -> str:
     return f"tasks.{task}: the target column '{column}'"
+
+
+def _fit_words(name: str, task: TokensTask, table: pd.DataFrame, column: str) -> Target:
+    require_columns(table, [task.words], f"tasks.{name}.words")
+    sequences = list(label_sequences(name, column, table, task.words))
+    classes = sorted({label for labels in sequences for label in labels}, key=lambda label: (label != OUTSIDE, label))
+    if len(classes) < 2:
+        raise DataError(
+            f"{_place(name, column)} has {'one label only' if classes else 'no labels'}, so there is nothing to learn; "
+            "give words of another label or remove the task"
+        )
+    wrong = [label for label in classes if not is_bio(label)]
+    if wrong and task.metric != "accuracy":
+        raise DataError(
+            f"{_place(name, column)} holds {wrong[0]!r}, and {task.metric} is of entities in BIO form (B-city, I-city, "
+            "O); write labels so, or set the task's metric to accuracy"
+        )
+    return Target(name, "tokens", column, [*classes], words=task.words, places=max(map(len, sequences)))
+
+
+def label_sequences(task: str, column: str, table: pd.DataFrame, words: str) -> Iterator[list[str]]:
+    """The labels of each row's words; none of a row without labels.
+
+    Raises:
+        DataError: where a row has labels, and not one for each word.
+    """
+    for row, labels_of_row, words_of_row in zip(table.index, table[column], table[words], strict=True):
+        labels, found = words_of(labels_of_row), words_of(words_of_row)
+        if labels and len(labels) != len(found):
+            raise DataError(
+                f"{_place(task, column)} has {counted(len(labels), 'label')} in {row_name(row)} for "
+                f"{counted(len(found), 'word')} of '{words}'; give each word a label (O where it has none)"
+            )
+        yield labels
 
 
 def _fit_regression(name: str, column: str, labels: pd.Series, training_rows: NDArray[np.int64]) -> Target:

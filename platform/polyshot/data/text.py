@@ -1,14 +1,13 @@
-"""Text columns as numbers: words counted or weighted by scikit-learn, or sentences embedded by a Hugging Face encoder.
+"""Text columns as numbers: words counted or weighted by scikit-learn, sentences embedded by a frozen Hugging Face
+encoder, or tokens for an encoder that is trained.
 
-Called by `Features`, which fits the former to the training rows; the latter stays as it was trained. Neither sees a
-label.
+Called by `Features`, which fits the first to the training rows; the others need no fitting. None sees a label.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +15,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyshot.errors import DataError, ResourceError
+from polyshot.data.pretrained import load_configuration, load_encoder, load_tokenizer, located
+from polyshot.data.words import holds_lists, words_of
+from polyshot.errors import DataError
 from polyshot.study.data import BagOfWords, SentenceEncoder, TfIdf
 
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import CountVectorizer
 
+_TEXTS_AT_ONCE = 10_000  # texts that are cut into tokens in one call
 _TEXTS_KEPT = 100_000  # embeddings of one encoder that are remembered: 150 MB of them for 384 numbers each
 
 
@@ -93,30 +95,72 @@ class _Encoder:
 
 @cache
 def _encoder(model: str, place: str) -> _Encoder:
-    try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError:
-        raise ResourceError(f"{place}: kind 'transformers' needs transformers; install polyshot[text]") from None
     import torch
 
     where = located(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        encoder = AutoModel.from_pretrained(where)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{place}: there is no encoder '{model}' ({str(error).splitlines()[0]}); name a folder, a model of the "
-            "Hugging Face hub, or 'package:folder'"
-        ) from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _Encoder(encoder.eval().to(device), tokenizer)
+    return _Encoder(load_encoder(where, place).to(device), load_tokenizer(where, place))
 
 
-def located(model: str) -> str:
-    """`package:folder` as the folder in an installed package; anything else as it is."""
-    package, colon, folder = model.partition(":")
-    if colon and package.isidentifier():
-        found = importlib.util.find_spec(package)
-        if found is not None and found.origin is not None:
-            return str(Path(found.origin).parent / folder)
-    return model
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+class TokenReading:
+    """Texts as the ids of their tokens, cut once; what a trained encoder reads.
+
+    A row has `max_tokens` numbers, id + 1 of each token and 0 after the last; then, of a column of words whose first
+    `words` are to be labelled, the place of each word's first token, from 1, and 0 where there is none.
+    """
+
+    def __init__(self, model: str, max_tokens: int, words: int = 0, place: str = "model.encoder.model"):
+        """`model`: as `located` gives it."""
+        self.model, self.max_tokens, self.words, self._place = model, max_tokens, words, place
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizer = load_tokenizer(self.model, self._place)
+        if self.words and not tokenizer.is_fast:
+            raise DataError(
+                f"{self._place}: the tokenizer of '{self.model}' cannot say which word a token is of; for tasks of "
+                "kind tokens take an encoder with a fast one"
+            )
+        return tokenizer
+
+    @property
+    def width(self) -> int:
+        return self.max_tokens + self.words
+
+    def read(self, column: pd.Series) -> NDArray[np.float32]:
+        """[N, max_tokens + words]. Ids are below 2^24, so that float32 holds them exactly."""
+        split = self.words > 0 or holds_lists(column)
+        texts = [words_of(value) for value in column] if split else list(as_strings(column))
+        rows = np.zeros((len(texts), self.width), dtype=np.float32)
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = texts[start : start + _TEXTS_AT_ONCE]
+            found = self._tokenizer(some, is_split_into_words=split, truncation=True, max_length=self.max_tokens)
+            for place, ids in enumerate(found["input_ids"]):
+                row = rows[start + place]
+                row[: len(ids)] = np.asarray(ids) + 1
+                if self.words:
+                    self._mark_first(row[self.max_tokens :], found.word_ids(place))
+        return rows
+
+    @staticmethod
+    def _mark_first(places: NDArray[np.float32], word_of_token: Sequence[int | None]) -> None:
+        """Write the place of each word's first token into `places` [words]."""
+        for token, word in reversed([*enumerate(word_of_token, start=1)]):
+            if word is not None and word < len(places):
+                places[word] = token
+
+    def names(self, column: str) -> list[str]:
+        tokens = [f"{column}: token {place}" for place in range(self.max_tokens)]
+        return tokens + [f"{column}: word {place}" for place in range(self.words)]
+
+    def labelling(self, words: int) -> TokenReading:
+        """The same reading for tasks that label so many words."""
+        return TokenReading(self.model, self.max_tokens, words, self._place)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer and what the encoder's architecture is; they make `folder` an encoder without weights."""
+        self._tokenizer.save_pretrained(folder)
+        load_configuration(self.model, self._place).save_pretrained(folder)

@@ -1,7 +1,8 @@
 """One linear head per task, all stacked into as few matrix products as their shapes allow: one, as a rule.
 
 Eight separate heads cost about twice the training step of one stacked product. Tasks of one kind and loss stand next to
-each other, so that their losses are one vectorised operation as well.
+each other, so that their losses are one vectorised operation as well. Where words are labelled as well as rows, each
+head reads the vectors of words or that of the row.
 """
 
 from __future__ import annotations
@@ -30,15 +31,82 @@ class HeadLayout:
         def place(task: int) -> tuple[int, str, int]:
             return targets[task].outputs, targets[task].kind, task
 
+        return cls._in_order(sorted(range(len(targets)), key=place), [target.outputs for target in targets])
+
+    @classmethod
+    def of_weights(cls, targets: Sequence[Target]) -> HeadLayout:
+        """Which rows of the heads' weights belong to which task, in the order of the study."""
+        return cls._in_order(range(len(targets)), [target.head for target in targets])
+
+    @classmethod
+    def _in_order(cls, tasks: Sequence[int], sizes: Sequence[int]) -> HeadLayout:
         columns: dict[int, slice] = {}
         width = 0
-        for task in sorted(range(len(targets)), key=place):
-            columns[task] = slice(width, width + targets[task].outputs)
-            width += targets[task].outputs
-        return cls(tuple(columns[task] for task in range(len(targets))), width)
+        for task in tasks:
+            columns[task] = slice(width, width + sizes[task])
+            width += sizes[task]
+        return cls(tuple(columns[task] for task in range(len(sizes))), width)
 
 
-class StackedHeads(nn.Module):
+class Heads(nn.Module):
+    """What tasks' outputs are made by.
+
+    Attributes:
+        places: P, the vectors of a representation: of the row, and of each of its words.
+        layout: which outputs belong to which task.
+        weights: which rows of `linear` do.
+    """
+
+    places: int = 1
+    layout: HeadLayout
+    weights: HeadLayout
+    linear: nn.Linear
+
+    def forward(self, representation: Tensor | Mixture) -> Tensor:
+        raise NotImplementedError
+
+    def rows(self, task: int) -> Iterator[Rows]:
+        """The parameters of one task's head."""
+        for parameter in self.linear.parameters():
+            yield Rows(parameter, self.weights.columns[task])
+
+
+def build_heads(inputs: int, targets: Sequence[Target], places: int = 1) -> Heads:
+    """Fresh heads for representations of `inputs` numbers, those of all places together."""
+    if places == 1:
+        return StackedHeads(inputs, HeadLayout.of(targets))
+    return PlacedHeads(inputs // places, targets, places)
+
+
+class PlacedHeads(Heads):
+    """Heads on representations [B, P · H] that have a vector for the row and for each of its words.
+
+    The head of a task of kind tokens reads every word [W, H] and gives [W · C]; all others read the row's vector.
+    """
+
+    def __init__(self, inputs: int, targets: Sequence[Target], places: int):
+        """`inputs` is H."""
+        super().__init__()
+        self.places = places
+        self.layout, self.weights = HeadLayout.of(targets), HeadLayout.of_weights(targets)
+        self.linear = nn.Linear(inputs, self.weights.width)
+        self._words = [target.places if target.kind == "tokens" else 0 for target in targets]
+        self._order = sorted(range(len(targets)), key=lambda task: self.layout.columns[task].start)
+
+    def forward(self, representation: Tensor | Mixture) -> Tensor:
+        if isinstance(representation, Mixture):
+            representation = representation.mixed()
+        vectors = representation.unflatten(-1, (self.places, -1))  # [B, P, H], or [T, B, P, H]
+        return torch.cat([self._of(task, vectors if vectors.dim() == 3 else vectors[task]) for task in self._order], 1)
+
+    def _of(self, task: int, vectors: Tensor) -> Tensor:
+        """[B, P, H] → the task's outputs."""
+        rows, words = self.weights.columns[task], self._words[task]
+        read = vectors[:, 1 : 1 + words] if words else vectors[:, 0]
+        return F.linear(read, self.linear.weight[rows], self.linear.bias[rows]).flatten(1)
+
+
+class StackedHeads(Heads):
     """Representations → [B, O]: each row of the weight belongs to one task only, and starts as in its own `nn.Linear`.
 
     Takes one representation [B, H] for all tasks, one for each [T, B, H], or a `Mixture` of them.
@@ -50,7 +118,7 @@ class StackedHeads(nn.Module):
 
     def __init__(self, inputs: int, layout: HeadLayout):
         super().__init__()
-        self.layout = layout
+        self.layout = self.weights = layout
         self.linear = nn.Linear(inputs, layout.width)
 
         outputs = [columns.stop - columns.start for columns in layout.columns]
@@ -79,11 +147,6 @@ class StackedHeads(nn.Module):
         if representation.dim() == 2:
             return self.linear(representation)
         return self._of_own(representation) + self.linear.bias
-
-    def rows(self, task: int) -> Iterator[Rows]:
-        """The parameters of one task's head."""
-        for parameter in self.linear.parameters():
-            yield Rows(parameter, self.layout.columns[task])
 
     def _of_own(self, representation: Tensor) -> Tensor:
         """[T, B, H] → [B, O], without the bias."""

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from polyshot.data.inputs import InputLayout, layout_of
 from polyshot.data.targets import Target
 from polyshot.models.encoders import build_encoder
 from polyshot.models.encoders.factory import EncoderFactory
-from polyshot.models.heads import HeadLayout, StackedHeads
+from polyshot.models.encoders.transformer import TransformerEncoder
+from polyshot.models.heads import HeadLayout, Heads, build_heads
 from polyshot.models.mixture import Mixture
 from polyshot.models.sharing import SharingScheme, build_sharing
 from polyshot.models.stacking import Rows
@@ -23,7 +25,7 @@ from polyshot.study import Study
 class MultiTaskModel(nn.Module):
     """[B, F] → [B, O], the outputs of all tasks side by side as `layout` says."""
 
-    def __init__(self, sharing: SharingScheme, heads: StackedHeads):
+    def __init__(self, sharing: SharingScheme, heads: Heads):
         super().__init__()
         self.sharing = sharing
         self.heads = heads
@@ -49,7 +51,12 @@ class MultiTaskModel(nn.Module):
 
     def learning_rates(self) -> Sequence[tuple[Rows, float]]:
         """Parameters that learn at another rate than the others, each with its factor."""
-        return ()
+        return [
+            (Rows(parameter, slice(None)), factor)
+            for module in self.sharing.modules()
+            if isinstance(module, TransformerEncoder)
+            for parameter, factor in module.learning_rates()
+        ]
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """The parameters that more than one task's loss may reach; where tasks pull against each other."""
@@ -64,10 +71,14 @@ class MultiTaskModel(nn.Module):
         return [*self.sharing.own(task), *self.heads.rows(task)]
 
 
-def build_model(study: Study, inputs: int, targets: Sequence[Target]) -> MultiTaskModel:
+def build_model(study: Study, inputs: int | InputLayout, targets: Sequence[Target]) -> MultiTaskModel:
     """The study's model with fresh weights, the same ones for the same `study.seed`.
 
+    Args:
+        inputs: how many numbers a row has, or what stands where in it.
+
     Raises:
+        DataError: when a pretrained encoder is not there, or the rows have nothing that the encoder reads.
         RunError: when the user's own encoder cannot be imported or built.
         StudyError: when the sharing scheme asks for layers that the encoder does not have.
     """
@@ -75,4 +86,4 @@ def build_model(study: Study, inputs: int, targets: Sequence[Target]) -> MultiTa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
         sharing = build_sharing(study, encoders)
-        return MultiTaskModel(sharing, StackedHeads(sharing.outputs, HeadLayout.of(targets)))
+        return MultiTaskModel(sharing, build_heads(sharing.outputs, targets, 1 + layout_of(inputs).words))

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from polyshot.errors import StudyError, did_you_mean
 from polyshot.study.meta import GroupEpisodes
-from polyshot.study.model import MLP, GroupedSharing, HierarchicalSharing, PLESharing
+from polyshot.study.model import MLP, CustomEncoder, GroupedSharing, HierarchicalSharing, PLESharing
 from polyshot.study.search import Choice, Search
-from polyshot.study.tasks import MultilabelTask, RegressionTask
+from polyshot.study.tasks import MultilabelTask, RegressionTask, TokensTask
 from polyshot.study_file import Key
 
 if TYPE_CHECKING:
@@ -51,12 +51,20 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
             yield ("tasks", name), f"{message}; rename one of the tasks"
     if study.data.group in owners:
         yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
+    if study.data.split.column in owners:
+        yield ("data", "split", "column"), f"'{study.data.split.column}' is a target column; name another one"
+    if study.data.split.column is not None and study.data.group is not None:
+        yield (
+            ("data", "split", "column"),
+            "says where each row belongs, and data.group draws groups; remove one of both",
+        )
     yield from _sharing_disagreements(study)
+    yield from _token_disagreements(study)
     episodes = study.meta.episodes
     if isinstance(episodes, GroupEpisodes) and episodes.task is not None and episodes.task not in study.tasks:
         yield ("meta", "episodes", "task"), f"names no task of this study.{did_you_mean(episodes.task, study.tasks)}"
     first = next(iter(study.tasks))
-    if study.transfer.per_class and isinstance(study.tasks[first], RegressionTask):
+    if study.transfer.per_class and isinstance(study.tasks[first], RegressionTask | TokensTask):
         yield ("transfer", "per_class"), f"task '{first}', the first one, has no classes; remove it"
     sampling, balance = study.training.sampling.kind, study.balance.kind
     if sampling not in WHOLE_BATCHES and balance not in ONE_BY_ONE:
@@ -65,6 +73,12 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
             f"'{sampling}' gives batches of one task each, and balance.kind '{balance}' compares tasks within a batch; "
             "use joint or rows",
         )
+    if study.training.steps_per_epoch is not None and sampling != "rows":
+        message = f"is for sampling of kind rows, and '{sampling}' says itself how long an epoch is; remove it"
+        yield ("training", "steps_per_epoch"), message
+    if study.training.accumulate > 1 and balance not in LINEAR:
+        message = f"balance.kind '{balance}' needs the losses of a whole batch at once; use {' or '.join(LINEAR)}"
+        yield ("training", "accumulate"), message
     objectives = ["improvement", *(f"{name}/{task.metric}" for name, task in study.tasks.items())]
     if study.search.objective not in objectives:
         yield (
@@ -92,6 +106,7 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
 # more than one.
 ONE_BY_ONE = ("fixed", "random", "uncertainty", "dwa", "imtl_l")
 WHOLE_BATCHES = ("rows", "joint")
+LINEAR = ("fixed", "dwa")  # what is descended is a sum over the labels of a batch, with weights known before
 
 
 def _sharing_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
@@ -122,3 +137,22 @@ def _sharing_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
             f"the encoder's layers are divided over the levels and it has {layers}, got {sharing.levels} levels; "
             "lower model.sharing.levels or raise model.encoder.depth",
         )
+
+
+def _token_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
+    """Tasks of words need an encoder that reads words, and read one column of them."""
+    tokens = {name: task for name, task in study.tasks.items() if isinstance(task, TokensTask)}
+    if not tokens:
+        return
+    if study.model.text is None and not isinstance(study.model.encoder, CustomEncoder):
+        message = f"'{study.model.encoder.kind}' reads no words, and task '{next(iter(tokens))}' labels them"
+        yield ("model", "encoder", "kind"), f"{message}; use transformer"
+    first = next(iter(tokens.values())).words
+    for name, task in tokens.items():
+        if task.words != first:
+            yield ("tasks", name, "words"), f"another task labels the words of '{first}'; all of a study label the same"
+        if task.words in study.data.text:
+            yield ("data", "text", task.words), "the column holds words that model.encoder reads; remove it here"
+    if getattr(study.balance, "at", "parameters") == "features":
+        message = "gradients are compared at one vector a row, and tasks of kind tokens read one for each word"
+        yield ("balance", "at"), f"{message}; use parameters"

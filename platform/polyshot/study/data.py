@@ -20,6 +20,11 @@ class Split(Section):
         description="Keep class proportions equal over the splits (where there is no `data.group`): of the column that "
         "is named, of the combinations of several, or, when `true`, of the first classification task.",
     )
+    column: str | None = Field(
+        None,
+        description="A column that says `train`, `validation` or `test` of each row, where the split is given; nothing "
+        "else here counts then.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the split; kept apart from the study's so that reseeding keeps it.")
 
     @model_validator(mode="after")

@@ -20,6 +20,30 @@ class MLP(Section):
     normalisation: Literal["none", "batch", "layer"] = "none"
 
 
+class Transformer(Section):
+    """A Hugging Face encoder that is trained on: the mean of its last layer over the tokens of each column of text.
+
+    It reads columns of text, which are cut into its tokens, and nothing else; `mixed` reads other columns as well.
+    """
+
+    kind: Literal["transformer"] = "transformer"
+    model: str = Field(
+        min_length=1,
+        description="A folder, a model of the Hugging Face hub, or `package:folder` in an installed one.",
+    )
+    pretrained: bool = Field(True, description="Its weights; `false` begins with random ones.")
+    max_tokens: int = Field(128, ge=3, description="Longer texts are cut.")
+    learning_rate_factor: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Of the learning rate, which is that of the heads."
+    )
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="Learning rate of a layer relative to that of the layer above it."
+    )
+    checkpoint_activations: bool = Field(
+        False, description="Compute activations again in the backward pass instead of keeping them: less memory."
+    )
+
+
 class CustomEncoder(Section):
     """An encoder of the user's: `package.module:Class`, called with the number of inputs and `options`."""
 
@@ -114,7 +138,10 @@ Sharing = Annotated[
 ]
 
 
-Encoder = Annotated[Annotated[MLP, Tag("mlp")] | Annotated[CustomEncoder, Tag("custom")], kind_or("mlp")]
+Encoder = Annotated[
+    Annotated[MLP, Tag("mlp")] | Annotated[Transformer, Tag("transformer")] | Annotated[CustomEncoder, Tag("custom")],
+    kind_or("mlp"),
+]
 
 
 class Model(Section):
@@ -122,3 +149,8 @@ class Model(Section):
 
     encoder: Encoder = Field(default_factory=MLP)
     sharing: Sharing = Field(default_factory=HardSharing)
+
+    @property
+    def text(self) -> Transformer | None:
+        """The part of the encoder that reads columns of text as tokens, if it has one."""
+        return self.encoder if isinstance(self.encoder, Transformer) else None

@@ -24,7 +24,7 @@ from polyshot.study.model import Model
 from polyshot.study.scale import Scale
 from polyshot.study.search import Search
 from polyshot.study.section import NAME, OBJECT_PATH, Section
-from polyshot.study.tasks import RegressionTask, Task, own_targets
+from polyshot.study.tasks import RegressionTask, Task, TokensTask, own_targets
 from polyshot.study.tracking import Tracking
 from polyshot.study.training import Training
 from polyshot.study.transfer import Transfer
@@ -242,12 +242,13 @@ class Study(Section):
     def stratified_by(self) -> list[list[str]]:
         """The columns whose proportions the splits keep: of each table at most one, or those of one multilabel task."""
         stratify = self.data.split.stratify
-        if self.data.group is not None or stratify is False:
+        if self.data.group is not None or self.data.split.column is not None or stratify is False:
             return []
         if not isinstance(stratify, bool):
             return [[stratify] if isinstance(stratify, str) else stratify]
         classified = [
-            [name for name in tasks if not isinstance(self.tasks[name], RegressionTask)] for _, tasks in self.tables
+            [name for name in tasks if not isinstance(self.tasks[name], RegressionTask | TokensTask)]
+            for _, tasks in self.tables
         ]
         return [self.targets[names[0]] for names in classified if names]
 

@@ -65,7 +65,22 @@ class MultilabelTask(TaskSection):
     metric: Literal["roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1"] = "roc_auc"
 
 
-Task = Annotated[RegressionTask | BinaryTask | MulticlassTask | MultilabelTask, Field(discriminator="kind")]
+class TokensTask(SingleTargetTask):
+    """A label for each word of a text: named entities, slots, parts of speech.
+
+    Words and labels are lists, or texts with spaces between them. Labels are in BIO form (`B-city`, `I-city`, `O`): f1,
+    precision and recall are of whole entities (CoNLL 2003; as seqeval counts them), accuracy is of words.
+    """
+
+    kind: Literal["tokens"]
+    words: str = Field(min_length=1, description="The column of words, which `model.encoder` reads.")
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    metric: Literal["f1", "precision", "recall", "accuracy"] = "f1"
+
+
+Task = Annotated[
+    RegressionTask | BinaryTask | MulticlassTask | MultilabelTask | TokensTask, Field(discriminator="kind")
+]
 
 
 def own_targets(name: str, task: Task, *, like_task: bool = False) -> list[str]:

@@ -106,6 +106,18 @@ class Training(Section):
 
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(256, ge=1, description="Rows per update, over all workers together.")
+    steps_per_epoch: int | None = Field(
+        None,
+        ge=1,
+        description="Updates of an epoch, after which the model is validated and may be saved; by default one pass "
+        "over the rows. For sampling of kind `rows`; passes go on from one epoch to the next.",
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Parts that a batch is computed in, one after another, for encoders whose activations for all of "
+        "it do not fit; the update is that of the whole batch. For balancers of kind fixed or dwa.",
+    )
     sampling: Sampling = Field(default_factory=RowSampling)
     optimiser: Optimiser = Field(default_factory=AdamW)
     schedule: Schedule = Field(default_factory=Schedule)

@@ -81,7 +81,7 @@ def train_distributed(
         PolyshotError: as `distribute`, and for a model that cannot be built.
     """
     check_precision(study, "cuda" if _use_gpu(study) else "cpu")
-    build_model(study, prepared.train.features.shape[1], prepared.targets)  # a model that cannot be built fails here
+    build_model(study, prepared.inputs, prepared.targets)  # a model that cannot be built fails here
     return distribute(study, Work(_multi_task, TrainingRun.epochs, prepared), folder, on_epoch=on_epoch)
 
 

@@ -27,7 +27,7 @@ from polyshot.seeds import derive_seed
 from polyshot.study import Study
 from polyshot.training.losses import TaskLosses
 from polyshot.training.metrics import evaluate
-from polyshot.training.optimisers import TaskRates, build_optimiser
+from polyshot.training.optimisers import TaskRates, build_optimiser, parameter_factors
 from polyshot.training.sampling import build_sampler
 from polyshot.training.world import World
 
@@ -84,21 +84,23 @@ class TrainingRun:
         self._targets = data.targets
         self._labels = data.labels
 
-        model = model or build_model(study, self._train.features.shape[1], data.targets)
+        model = model or build_model(study, data.inputs, data.targets)
         self.model = model.to(self.device)
         self._losses = TaskLosses(study, data.targets, self.model.layout)
         self._task_weights = torch.tensor(list(study.task_weights.values()), device=self.device)
         self.balancer = (balancer or build_balancer(study)).to(self.device)
-        self._optimiser = build_optimiser(
-            study.training.optimiser, self.model.parameters(), without_decay=self.balancer.parameters()
-        )
         factors = [task.learning_rate_factor for task in study.tasks.values()]
-        self._task_rates = TaskRates(
-            [
-                *((rows, factor) for task, factor in enumerate(factors) for rows in self.model.task_parameters(task)),
-                *self.model.learning_rates(),
-            ]
+        rates = [
+            *((rows, factor) for task, factor in enumerate(factors) for rows in self.model.task_parameters(task)),
+            *self.model.learning_rates(),
+        ]
+        self._optimiser = build_optimiser(
+            study.training.optimiser,
+            self.model.parameters(),
+            without_decay=self.balancer.parameters(),
+            factors=parameter_factors(rates),
         )
+        self._task_rates = TaskRates(rates)
         self._sampler = build_sampler(study, self._labels.labelled(self._train.mask))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._settings.precision == "float16")
         self._forward: nn.Module = self.model
@@ -151,7 +153,7 @@ class TrainingRun:
         return epoch
 
     def _train_epoch(self, number: int) -> float:
-        """One pass over the training rows; returns the weighted mean loss."""
+        """The updates of one epoch; returns the weighted mean loss."""
         data, world = self._train, self.world
         self.model.begin_epoch(number)
         self._forward.train()
@@ -163,34 +165,57 @@ class TrainingRun:
                 mine, known = world.share(batch.rows), data.mask.index_select(0, batch.rows)
                 if batch.counts is not None:
                     known &= self._labels.repeated(batch.counts)
-                features, labels = data.features.index_select(0, mine), data.targets.index_select(0, mine)
                 labelled = self._labels.totals(known.sum(0))
                 label_counts += labelled
                 mean = labelled.clamp(min=1).reciprocal()
-                with self._autocast():
-                    outputs = self._pass.forward(features)
-                sums = self._losses(outputs.float(), labels, world.share(known))
 
                 self._optimiser.learning_rate = learning_rate(self.study, step, self._settings.epochs * steps)
                 self._optimiser.zero_grad()
-                self._pass.backward(sums * mean, self.model.penalty())
+                known = world.share(known)
+                parts = self._parts(len(batch.rows))
+                if parts == 1:
+                    sums = self._gradients(mine, known, mean)
+                else:
+                    split = zip(mine.tensor_split(parts), known.tensor_split(parts), strict=True)
+                    sums = torch.stack([self._gradients(*part, mean, 1 / parts) for part in split]).sum(0)
                 if self._settings.clip_norm is not None:
                     self._scaler.unscale_(self._optimiser)  # type: ignore[arg-type]  # has what is asked of it
                     nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
                 with self._task_rates.applied():
                     self._scaler.step(self._optimiser)  # type: ignore[arg-type]  # as above
                 self._scaler.update()
-                loss_sums += sums.detach()
+                loss_sums += sums
                 if self.balancer.wants_losses_after_step:
                     with torch.no_grad(), self._autocast():
-                        outputs = self.model(features)
-                    sums = self._losses(outputs.float(), labels, world.share(known))
+                        outputs = self.model(data.features.index_select(0, mine))
+                    sums = self._losses(outputs.float(), data.targets.index_select(0, mine), known)
                     self.balancer.after_step(world.sum(sums * mean))
         world.average(self.model.buffers())
         losses = world.sum(loss_sums) / label_counts.clamp_(min=1)
         self.balancer.end_epoch(losses)
         self._sampler.end_epoch(losses)
         return torch.dot(self._task_weights, losses).item()
+
+    def _gradients(self, rows: Tensor, known: Tensor, mean: Tensor, share: float = 1.0) -> Tensor:
+        """Add to the gradients those of some `rows` of a batch; returns their sums of losses [T].
+
+        Args:
+            mean: [T], what sums are multiplied by to be the batch's mean losses.
+            share: of the penalty.
+        """
+        features, labels = self._train.features.index_select(0, rows), self._train.targets.index_select(0, rows)
+        with self._autocast():
+            outputs = self._pass.forward(features)
+        sums = self._losses(outputs.float(), labels, known)
+        penalty = self.model.penalty()
+        self._pass.backward(sums * mean, penalty if share == 1 else share * penalty)
+        return sums.detach()
+
+    def _parts(self, rows: int) -> int:
+        """In how many parts a batch of all workers is computed, on each of them: none of them is empty."""
+        if self._settings.accumulate == 1 or not isinstance(self.balancer, LossBalancer):
+            return 1
+        return max(1, min(self._settings.accumulate, rows // self.world.size))
 
     def _validate(self) -> dict[str, float]:
         """The weighted loss, which means the same for every balancer, and the tasks' metrics on the validation rows."""

@@ -21,6 +21,12 @@ def _multiclass(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(outputs, labels[:, 0].long(), reduction="none").unsqueeze(1)
 
 
+def _words(outputs: Tensor, labels: Tensor) -> Tensor:
+    """[B, W · C] and [B, W] → [B, W]."""
+    of_words = outputs.unflatten(1, (labels.shape[1], -1))
+    return F.cross_entropy(of_words.transpose(1, 2), labels.long(), reduction="none")
+
+
 # Of tasks with one output per label: [B, l] and [B, l] -> [B, l].
 _ELEMENTWISE: dict[tuple[str, str], RowLosses] = {
     ("regression", "mse"): lambda outputs, labels: (outputs - labels).square(),
@@ -45,7 +51,7 @@ class TaskLosses:
         in_order = tasks == sorted(tasks)
         self._tasks = None if in_order else torch.tensor(tasks)
         self._labels = None if in_order else torch.tensor(labels.places(tasks))
-        sizes = [len(targets[task].columns) for task in tasks]
+        sizes = [targets[task].width for task in tasks]
         self._sizes = None if labels.one_each else sizes
         self._groups: list[tuple[RowLosses, slice, slice]] = []  # loss, columns of the outputs, columns of the labels
         before, end = None, 0
@@ -56,7 +62,8 @@ class TaskLosses:
                 loss, first_columns, first_labels = self._groups.pop()
                 group = (loss, slice(first_columns.start, columns.stop), slice(first_labels.start, end))
             else:
-                group = (_ELEMENTWISE.get(kind, _multiclass), columns, slice(start, end))
+                loss = _words if kind[0] == "tokens" else _ELEMENTWISE.get(kind, _multiclass)
+                group = (loss, columns, slice(start, end))
             self._groups.append(group)
             before = kind
 

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from polyshot.data.labels import LabelLayout
 from polyshot.data.targets import Target
+from polyshot.data.words import entity_codes
 from polyshot.models.heads import HeadLayout
 from polyshot.study import Study
+from polyshot.training.entities import entity_counts
 
 Array = NDArray[np.floating]
 Metric = Callable[[NDArray, NDArray], float]
@@ -129,14 +131,46 @@ METRICS: dict[str, dict[str, Metric]] = {
         "log_loss": _log_loss,
     },
 }
+# --- words: codes [N, W] of labels, NaN behind the last word, and of decisions ----------------------------------------
+
+
+def _of_entities(score: Callable[[Array], Array]) -> Metric:
+    def metric(labels: Array, decided: Array) -> float:
+        return float(score(entity_counts(labels, decided).sum(0, keepdims=True).T)[0])
+
+    return metric
+
+
+def ratio(part: Array, whole: Array) -> Array:
+    """0 where there is no whole, as seqeval has it."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+# Of how many entities are right, there and found [3, R] -> [R].
+ENTITY_SCORES: dict[str, Callable[[Array], Array]] = {
+    "f1": lambda counts: ratio(2 * counts[0], counts[1] + counts[2]),
+    "precision": lambda counts: ratio(counts[0], counts[2]),
+    "recall": lambda counts: ratio(counts[0], counts[1]),
+}
+
+
+def _word_accuracy(labels: Array, decided: Array) -> float:
+    there = ~np.isnan(labels)
+    return float(np.mean(labels[there] == decided[there]))
+
+
+METRICS["tokens"] = {name: _of_entities(score) for name, score in ENTITY_SCORES.items()} | {"accuracy": _word_accuracy}
 METRICS["multilabel"] = {name: _macro(metric) for name, metric in METRICS["binary"].items()}
 
 
 def predictions(outputs: Array, target: Target, columns: slice) -> Array:
     """A task's predictions from the stacked outputs [N, O].
 
-    Own units [N], P(positive) [N], probabilities [N, C] of classes or [N, K] of labels.
+    Own units [N], P(positive) [N], probabilities [N, C] of classes or [N, K] of labels; of words, the codes [N, W] of
+    the labels decided for (see `data.words.entity_codes`).
     """
+    if target.kind == "tokens":
+        return label_codes(target)[decided_labels(outputs, target, columns)]
     own = outputs[:, columns].astype(np.float64)
     if target.kind == "regression":
         return target.decode(own[:, 0])
@@ -147,20 +181,37 @@ def predictions(outputs: Array, target: Target, columns: slice) -> Array:
     return exponentials / exponentials.sum(1, keepdims=True)
 
 
+def decided_labels(outputs: Array, target: Target, columns: slice) -> NDArray[np.int64]:
+    """The most probable label [N, W] of each word by a task of kind tokens; C, which is none, where no number is."""
+    own = outputs[:, columns].reshape(len(outputs), target.places, target.head)
+    return np.where(np.isfinite(own).all(2), own.argmax(2), target.head)
+
+
+def label_codes(target: Target) -> Array:
+    """The code of each label [C], and NaN behind them."""
+    return np.append(entity_codes([str(label) for label in target.classes or []]).astype(np.float64), np.nan)
+
+
 def labelled(
     outputs: Array, labels: Array, mask: NDArray[np.bool_], targets: Sequence[Target], layout: HeadLayout
 ) -> Iterator[tuple[Target, Array, Array]]:
     """Of each task, the labels [n] of the rows that have one and the predictions for these, as its metrics take them.
 
-    Of a multilabel task, labels are [n, K] with NaN where one is missing.
+    Of a multilabel task, labels are [n, K] with NaN where one is missing; of one of kind tokens [n, W], as codes.
     """
     for target, own, columns in zip(targets, LabelLayout.of(targets).columns, layout.columns, strict=True):
         present = mask[:, own].any(1)
-        known = labels[present, own].astype(np.float64)
-        known = np.where(mask[present, own], known, np.nan) if target.kind == "multilabel" else known[:, 0]
-        if target.kind == "regression":
-            known = target.decode(known)
+        known = as_judged(target, np.where(mask[present, own], labels[present, own].astype(np.float64), np.nan))
         yield target, known, predictions(outputs[present], target, columns)
+
+
+def as_judged(target: Target, labels: Array) -> Array:
+    """Encoded labels [n, L], NaN where missing, as the task's metrics take them."""
+    if target.kind == "multilabel":
+        return labels
+    if target.kind == "tokens":
+        return label_codes(target)[np.where(np.isnan(labels), -1, labels).astype(np.int64)]
+    return target.decode(labels[:, 0]) if target.kind == "regression" else labels[:, 0]
 
 
 def evaluate(

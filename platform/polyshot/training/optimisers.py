@@ -7,7 +7,7 @@ every process that trains; most runs here are over sooner. These do nothing else
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,6 +25,7 @@ from polyshot.study import training as sections
 class _Group:
     parameters: list[nn.Parameter]
     weight_decay: float
+    factor: float  # of the learning rate
     state: dict[str, list[Tensor]]  # for each buffer one tensor per parameter
 
 
@@ -38,12 +39,15 @@ class Optimiser(ABC):
         settings: sections.Optimiser,
         parameters: Iterable[nn.Parameter],
         without_decay: Iterable[nn.Parameter] = (),
+        factors: Mapping[nn.Parameter, float] | None = None,
     ):
+        """`factors`: of the learning rate, for the parameters that have one of their own."""
         self.learning_rate = settings.learning_rate
-        self._groups = [
-            self._group(list(parameters), settings.weight_decay),
-            self._group(list(without_decay), 0.0),
-        ]
+        by_factor: dict[float, list[nn.Parameter]] = {1.0: []}
+        for parameter in parameters:
+            by_factor.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
+        self._groups = [self._group(some, settings.weight_decay, factor) for factor, some in by_factor.items()]
+        self._groups.append(self._group(list(without_decay), 0.0))
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -62,7 +66,8 @@ class Optimiser(ABC):
             present = [row for row in rows if row[0].grad is not None]
             if present:
                 parameters, *state = map(list, zip(*present, strict=True))
-                self._update(parameters, [parameter.grad for parameter in parameters], group.weight_decay, *state)
+                gradients = [parameter.grad for parameter in parameters]
+                self._update(parameters, gradients, group.weight_decay, self.learning_rate * group.factor, *state)
 
     def state_dict(self) -> dict[str, Any]:
         return {"groups": [group.state for group in self._groups]}
@@ -75,12 +80,17 @@ class Optimiser(ABC):
 
     @abstractmethod
     def _update(
-        self, parameters: list[Tensor], gradients: list[Tensor], weight_decay: float, *state: list[Tensor]
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        weight_decay: float,
+        learning_rate: float,
+        *state: list[Tensor],
     ) -> None: ...
 
-    def _group(self, parameters: list[nn.Parameter], weight_decay: float) -> _Group:
+    def _group(self, parameters: list[nn.Parameter], weight_decay: float, factor: float = 1.0) -> _Group:
         state = {name: [self._initial(name, parameter) for parameter in parameters] for name in self.buffers}
-        return _Group(parameters, weight_decay, state)
+        return _Group(parameters, weight_decay, factor, state)
 
     def _initial(self, name: str, parameter: nn.Parameter) -> Tensor:  # noqa: ARG002
         return torch.zeros_like(parameter, requires_grad=False)
@@ -95,7 +105,12 @@ class AdamW(Optimiser):
         return torch.zeros((), device=parameter.device) if name == "steps" else super()._initial(name, parameter)
 
     def _update(
-        self, parameters: list[Tensor], gradients: list[Tensor], weight_decay: float, *state: list[Tensor]
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        weight_decay: float,
+        learning_rate: float,
+        *state: list[Tensor],
     ) -> None:
         steps, means, squares = state
         adamw(
@@ -109,7 +124,7 @@ class AdamW(Optimiser):
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
-            lr=self.learning_rate,
+            lr=learning_rate,
             weight_decay=weight_decay,
             eps=1e-8,
             maximize=False,
@@ -122,13 +137,22 @@ class SGD(Optimiser):
     buffers = ("momenta",)
 
     def __init__(
-        self, settings: sections.SGD, parameters: Iterable[nn.Parameter], without_decay: Iterable[nn.Parameter] = ()
+        self,
+        settings: sections.SGD,
+        parameters: Iterable[nn.Parameter],
+        without_decay: Iterable[nn.Parameter] = (),
+        factors: Mapping[nn.Parameter, float] | None = None,
     ):
-        super().__init__(settings, parameters, without_decay)
+        super().__init__(settings, parameters, without_decay, factors)
         self._momentum = settings.momentum
 
     def _update(
-        self, parameters: list[Tensor], gradients: list[Tensor], weight_decay: float, *state: list[Tensor]
+        self,
+        parameters: list[Tensor],
+        gradients: list[Tensor],
+        weight_decay: float,
+        learning_rate: float,
+        *state: list[Tensor],
     ) -> None:
         momenta: list[Tensor | None] = [*state[0]]
         sgd(
@@ -138,7 +162,7 @@ class SGD(Optimiser):
             fused=True,
             weight_decay=weight_decay,
             momentum=self._momentum,
-            lr=self.learning_rate,
+            lr=learning_rate,
             dampening=0.0,
             nesterov=False,
             maximize=False,
@@ -148,12 +172,14 @@ class SGD(Optimiser):
 class TaskRates:
     """Learning rates of single tasks: rows of parameters that move by a factor of what the optimiser moves them.
 
+    Whole parameters have their factors in the optimiser itself (see `parameter_factors`).
+
     Both optimisers' updates, weight decay included, are proportional to the learning rate, so that this is the same as
     another rate for those rows; and the tasks' rows stay stacked in one parameter.
     """
 
     def __init__(self, factors: Sequence[tuple[Rows, float]]):
-        self._factors = [(rows, factor) for rows, factor in factors if factor != 1]
+        self._factors = [(rows, factor) for rows, factor in factors if factor != 1 and rows.rows != slice(None)]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -168,9 +194,24 @@ class TaskRates:
 
 
 def build_optimiser(
-    settings: sections.Optimiser, parameters: Iterable[nn.Parameter], without_decay: Iterable[nn.Parameter] = ()
+    settings: sections.Optimiser,
+    parameters: Iterable[nn.Parameter],
+    without_decay: Iterable[nn.Parameter] = (),
+    factors: Mapping[nn.Parameter, float] | None = None,
 ) -> Optimiser:
-    """The optimiser of `training.optimiser`; weight decay spares the parameters `without_decay`."""
+    """The optimiser of `training.optimiser`; weight decay spares the parameters `without_decay`.
+
+    `factors` multiply the learning rate of those parameters that have one.
+    """
     if isinstance(settings, sections.SGD):
-        return SGD(settings, parameters, without_decay)
-    return AdamW(settings, parameters, without_decay)
+        return SGD(settings, parameters, without_decay, factors)
+    return AdamW(settings, parameters, without_decay, factors)
+
+
+def parameter_factors(rates: Iterable[tuple[Rows, float]]) -> dict[nn.Parameter, float]:
+    """Of the rates of rows, those that are of whole parameters; several of one parameter are multiplied."""
+    factors: dict[nn.Parameter, float] = {}
+    for rows, factor in rates:
+        if rows.rows == slice(None):
+            factors[rows.parameter] = factors.get(rows.parameter, 1.0) * factor
+    return factors

@@ -66,16 +66,26 @@ class Sampler(ABC):
 
 
 class RowSampler(Sampler):
-    """Every row once, in batches of equal sizes (within one row)."""
+    """Every row once, in batches of equal sizes (within one row); passes over the rows may be cut into epochs."""
 
-    def __init__(self, seed: int, rows: int, batch_size: int, device: torch.device):
-        self.steps = math.ceil(rows / batch_size)
+    def __init__(self, seed: int, rows: int, batch_size: int, device: torch.device, steps: int | None = None):
+        """`steps` of an epoch are by default those of a pass."""
+        self._steps_of_pass = math.ceil(rows / batch_size)
+        self.steps = steps or self._steps_of_pass
         self._seed, self._rows, self._device = seed, rows, device
 
     def epoch(self, number: int) -> Iterator[Batch]:
+        step, end = (number - 1) * self.steps, number * self.steps
+        while step < end:
+            passes, done = divmod(step, self._steps_of_pass)
+            batches = self._pass(passes + 1)[done : done + end - step]
+            yield from map(Batch, batches)
+            step += len(batches)
+
+    def _pass(self, number: int) -> Sequence[Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self._seed, "order", number))
         order = torch.randperm(self._rows, generator=generator).to(self._device)
-        yield from map(Batch, order.tensor_split(self.steps))
+        return order.tensor_split(self._steps_of_pass)
 
 
 class _TaskRows:
@@ -224,7 +234,7 @@ def build_sampler(study: Study, mask: Tensor) -> Sampler:
     sizes = [task.batch_size or batch_size for task in study.tasks.values()]
     match study.training.sampling:
         case RowSampling():
-            return RowSampler(seed, len(mask), batch_size, mask.device)
+            return RowSampler(seed, len(mask), batch_size, mask.device, study.training.steps_per_epoch)
         case JointSampling():
             return JointSampler(seed, mask, sizes)
         case ProportionalSampling():

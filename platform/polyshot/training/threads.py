@@ -19,7 +19,7 @@ def use_threads(study: Study, prepared: Prepared) -> None:
     """Set torch's threads to `scale.threads`, by default as many as the model and the batch can keep busy."""
     threads = study.scale.threads
     if threads is None:
-        model = build_model(study, prepared.train.features.shape[1], prepared.targets)
+        model = build_model(study, prepared.inputs, prepared.targets)
         work = study.training.batch_size * sum(parameter.numel() for parameter in model.parameters())
         threads = max(1, min(os.cpu_count() or 1, int(work / _WORK_PER_THREAD)))
     torch.set_num_threads(threads)

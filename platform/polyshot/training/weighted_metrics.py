@@ -7,11 +7,13 @@ matrix product, or one sort and cumulative sums, stands for a thousand evaluatio
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from polyshot.training.metrics import METRICS, Array
+from polyshot.training.entities import entity_counts
+from polyshot.training.metrics import ENTITY_SCORES, METRICS, Array
 
 Counts = NDArray[np.float64]  # [n, R]: how often row n is in resample R
 
@@ -131,6 +133,18 @@ def _macro(form: Callable[[Array, Array, Counts], Array]) -> Callable[[Array, Ar
     return over_labels
 
 
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def _entities(labels: Array, decided: Array, counts: Counts, metric: str) -> Array:
+    return ENTITY_SCORES[metric](entity_counts(labels, decided).T @ counts)
+
+
+def _word_accuracy(labels: Array, decided: Array, counts: Counts) -> Array:
+    there = ~np.isnan(labels)
+    return ((labels == decided) & there).sum(1) @ counts / (there.sum(1) @ counts)
+
+
 _FORMS: dict[tuple[str, str], Callable[[Array, Array, Counts], Array]] = {
     ("regression", "rmse"): lambda labels, predicted, counts: np.sqrt(_mean((labels - predicted) ** 2, counts)),
     ("regression", "mae"): lambda labels, predicted, counts: _mean(np.abs(labels - predicted), counts),
@@ -146,6 +160,8 @@ _FORMS: dict[tuple[str, str], Callable[[Array, Array, Counts], Array]] = {
         labels, scores.argmax(1), counts
     ),
     ("multiclass", "f1"): _macro_f1,
+    **{("tokens", metric): partial(_entities, metric=metric) for metric in ENTITY_SCORES},
+    ("tokens", "accuracy"): _word_accuracy,
     ("multiclass", "log_loss"): _log_loss,
 }
 _FORMS |= {("multilabel", metric): _macro(form) for (kind, metric), form in _FORMS.items() if kind == "binary"}

@@ -60,7 +60,7 @@ def mixed(
     once = problem.once
     wanted = round(len(rows) * settings.target_share / (1 - settings.target_share))
     repeated = torch.arange(max(len(once), wanted)) % len(once)
-    more = sum(len(source.saved.targets[place].columns) for place in kept)
+    more = sum(source.saved.targets[place].width for place in kept)
     of_target = _with_columns(Examples(once.features[repeated], once.targets[repeated], once.mask[repeated]), more)
     train = Examples(*(torch.cat(parts) for parts in zip(_parts(of_target), _parts(of_source), strict=True)))
 
@@ -74,7 +74,7 @@ def mixed(
         test=_with_columns(shared.test, more),
         targets=targets,
     )
-    model = build_model(study, train.features.shape[1], targets)
+    model = build_model(study, prepared.inputs, targets)
     assert isinstance(model.sharing, HardSharing)
     model.sharing.encoder.load_state_dict(source.encoder.state_dict())
     own = list(shared_tasks(problem.targets, source))

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from polyshot.data.inputs import InputLayout
 from polyshot.data.targets import Target
-from polyshot.models.heads import StackedHeads
+from polyshot.models.encoders.transformer import TransformerEncoder
+from polyshot.models.heads import Heads
 from polyshot.models.multitask import MultiTaskModel, build_model
 from polyshot.models.sharing import SharingScheme
 from polyshot.models.sharing.hard import HardSharing
@@ -58,9 +60,7 @@ NONE = Training(lambda _: 0)
 class TransferModel(MultiTaskModel):
     """[B, F] → [B, O], as any multi-task model. What is said of layers needs hard sharing."""
 
-    def __init__(
-        self, sharing: SharingScheme, heads: StackedHeads, training: Training = ALL, terms: Sequence[Term] = ()
-    ):
+    def __init__(self, sharing: SharingScheme, heads: Heads, training: Training = ALL, terms: Sequence[Term] = ()):
         super().__init__(sharing, heads)
         self.terms = nn.ModuleList(terms)
         self._training = training
@@ -94,14 +94,17 @@ class TransferModel(MultiTaskModel):
         return self
 
     def learning_rates(self) -> Sequence[tuple[Rows, float]]:
+        rates = super().learning_rates()
         if self._training.layer_decay == 1:
-            return ()
+            return rates
         layers = layers_of(self.encoder)
         return [
-            (Rows(parameter, slice(None)), self._training.layer_decay ** (len(layers) - place))
-            for place, layer in enumerate(layers)
-            for parameter in layer.parameters()
-            if parameter.dim()
+            *rates,
+            *(
+                (Rows(parameter, slice(None)), self._training.layer_decay ** (len(layers) - place))
+                for place, layer in enumerate(layers)
+                for parameter in layer.parameters()
+            ),
         ]
 
     @property
@@ -111,6 +114,8 @@ class TransferModel(MultiTaskModel):
 
 def layers_of(encoder: nn.Module) -> list[nn.Module]:
     """The encoder's layers that have something to learn, from the bottom; one that does not say them is one layer."""
+    if isinstance(encoder, TransformerEncoder):
+        return encoder.layers
     blocks = getattr(encoder, "blocks", None)
     layers = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else [encoder]
     return [layer for layer in layers if any(True for _ in layer.parameters())]
@@ -135,9 +140,13 @@ def with_source_encoder(study: Study, source: Source) -> Study:
     return study.with_values({"model.encoder": encoder, "model.sharing": {"kind": "hard"}})
 
 
-def from_source(study: Study, source: Source, targets: Sequence[Target]) -> MultiTaskModel:
-    """A model of `study` (see `with_source_encoder`) with the source's encoder, and its heads for tasks that it has."""
-    model = build_model(study, len(source.saved.features.names), targets)
+def from_source(study: Study, source: Source, inputs: InputLayout, targets: Sequence[Target]) -> MultiTaskModel:
+    """A model of `study` (see `with_source_encoder`) with the source's encoder, and its heads for tasks that it has.
+
+    Args:
+        inputs: how the source reads the target's rows.
+    """
+    model = build_model(study, inputs, targets)
     assert isinstance(model.sharing, HardSharing)
     model.sharing.encoder.load_state_dict(source.encoder.state_dict())
     take_heads(model.heads, targets, source, shared_tasks(targets, source))
@@ -157,9 +166,7 @@ def shared_tasks(targets: Sequence[Target], source: Source) -> Iterator[tuple[in
 
 
 @torch.no_grad()
-def take_heads(
-    heads: StackedHeads, targets: Sequence[Target], source: Source, pairs: Iterable[tuple[int, int]]
-) -> None:
+def take_heads(heads: Heads, targets: Sequence[Target], source: Source, pairs: Iterable[tuple[int, int]]) -> None:
     """Give tasks the source's heads; of regression tasks, so that predictions in own units stay.
 
     Args:
@@ -168,14 +175,14 @@ def take_heads(
     theirs = source.saved.model.heads
     for place, other in pairs:
         mine, old = targets[place], source.saved.targets[other]
-        rows, from_rows = heads.layout.columns[place], theirs.layout.columns[other]
+        rows, from_rows = heads.weights.columns[place], theirs.weights.columns[other]
         weight, bias = theirs.linear.weight[from_rows], theirs.linear.bias[from_rows]
         heads.linear.weight[rows] = weight * (old.scale / mine.scale)
         heads.linear.bias[rows] = (bias * old.scale + old.mean - mine.mean) / mine.scale
 
 
 @torch.no_grad()
-def plain(study: Study, targets: Sequence[Target], inputs: int, trained: TransferModel) -> MultiTaskModel:
+def plain(study: Study, targets: Sequence[Target], inputs: InputLayout, trained: TransferModel) -> MultiTaskModel:
     """The trained model as one that `study` describes: without terms, maps and the heads of other tasks.
 
     Args:
@@ -191,7 +198,7 @@ def plain(study: Study, targets: Sequence[Target], inputs: int, trained: Transfe
         model.sharing.encoder.load_state_dict(encoder.state_dict())
     else:
         model.sharing.load_state_dict(sharing.state_dict())
-    for mine, theirs in zip(model.heads.layout.columns, heads.layout.columns, strict=False):
+    for mine, theirs in zip(model.heads.weights.columns, heads.weights.columns, strict=False):
         model.heads.linear.weight[mine] = weight[theirs]
         model.heads.linear.bias[mine] = bias[theirs]
     return model.eval()

@@ -99,6 +99,9 @@ class TargetData:
 
     def _read_by(self, source: Source) -> Prepared:
         reading = source.reading(self.table, self.study)
+        words = {target.words: target.places for target in self.own.targets if target.words is not None}
+        if words or reading.layout.words:
+            reading = reading.labelling(words)
         features = torch.from_numpy(reading.transform(self.table))
 
         def examples(split: str, own: Examples) -> Examples:
@@ -110,6 +113,7 @@ class TargetData:
             validation=examples("validation", self.own.validation),
             test=examples("test", self.own.test),
             features=reading,
+            layout=reading.layout,
             example=self.table.loc[self.own.rows["train"][:EXAMPLE_ROWS], reading.columns].reset_index(drop=True),
         )
 

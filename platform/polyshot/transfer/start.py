@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from polyshot.balancing import Balancer
 from polyshot.data.labels import LabelLayout
 from polyshot.data.prepare import Examples, Prepared
+from polyshot.errors import RunError
 from polyshot.models.heads import HeadLayout
 from polyshot.models.multitask import MultiTaskModel
 from polyshot.saved_model import SavedModel
@@ -86,7 +87,7 @@ class TransferRun(TrainingRun):
         self.restore_best()
         features, model = self.prepared.features, self.model.cpu().eval()
         if isinstance(model, TransferModel):
-            model = plain(self._saved, self._own_targets, len(features.names), model)
+            model = plain(self._saved, self._own_targets, features.layout, model)
         return SavedModel(self._saved, model, features, self._own_targets)
 
 
@@ -110,13 +111,25 @@ def on_source(
     study = with_source_encoder(tuned(problem.study, settings), source)
     if training.is_partial:
         study = plainly_weighed(study)
-    started = from_source(study, source, problem.targets)
-    model = transferring(started, training, terms)
-    return Start(study, problem.read_by(source), study, model)
+    prepared = problem.read_by(source)
+    started = from_source(study, source, prepared.inputs, problem.targets)
+    return Start(study, prepared, study, transferring(started, training, terms))
 
 
 def transferring(model: MultiTaskModel, training: Training = ALL, terms: Sequence[Term] = ()) -> TransferModel:
     return TransferModel(model.sharing, model.heads, training, terms)
+
+
+def require_rows(problem: Problem, method: str) -> None:
+    """
+    Raises:
+        RunError: for a task of kind tokens, which a method cannot do that takes a row's features for one vector.
+    """
+    for target in problem.targets:
+        if target.kind == "tokens":
+            raise RunError(
+                f"transfer.methods: '{method}' is of rows, and task '{target.task}' labels words; leave out the method"
+            )
 
 
 def plainly_weighed(study: Study) -> Study:

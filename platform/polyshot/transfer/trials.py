@@ -87,7 +87,7 @@ class Trial:
         """The model that `outcome` left, and some raw rows of its table."""
         start, weights = self._start(), self._path(cache).with_suffix(".pt")
         features = start.prepared.features
-        model = build_model(start.saved, len(features.names), self.problem.targets)
+        model = build_model(start.saved, features.layout, self.problem.targets)
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         return SavedModel(start.saved, model.eval(), features, self.problem.targets), start.prepared.example
 

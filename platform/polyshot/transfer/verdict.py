@@ -28,7 +28,7 @@ from polyshot.study.transfer import SCRATCH
 from polyshot.training.bootstrap import CONFIDENCE, RESAMPLES, Verdict, draws
 from polyshot.training.improvement import relative_improvement
 from polyshot.training.loop import Epoch
-from polyshot.training.metrics import LOWER_IS_BETTER
+from polyshot.training.metrics import LOWER_IS_BETTER, as_judged
 from polyshot.training.weighted_metrics import weighted_metric
 from polyshot.transfer.problem import Budget
 from polyshot.transfer.trials import Outcome
@@ -184,11 +184,7 @@ def _resampled(
     metric, own = study.tasks[target.task].metric, prepared.labels.columns[place]
     mask = examples.mask[:, own].numpy()
     known = np.asarray(mask.any(1))
-    labels = np.where(mask, examples.targets[:, own].double().numpy(), np.nan)[known]
-    if target.kind != "multilabel":
-        labels = labels[:, 0]
-    if target.classes is None:
-        labels = target.decode(labels)
+    labels = as_judged(target, np.where(mask, examples.targets[:, own].double().numpy(), np.nan)[known])
     groups = prepared.groups.get("test")
     found = {method: np.full(RESAMPLES, np.nan) for method in methods}
     for resamples, counts in draws(len(known), groups, derive_seed(study.seed, "transfer", str(budget))):

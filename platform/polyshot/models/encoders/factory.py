@@ -12,6 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from polyshot.data.inputs import InputLayout, layout_of
 from polyshot.errors import Problem, StudyError
 from polyshot.models.stacking import SideBySide, Stacked, StackedSequential, has_tied_parameters, stack
 
@@ -19,11 +20,25 @@ from polyshot.models.stacking import SideBySide, Stacked, StackedSequential, has
 class EncoderFactory:
     """Makes encoders [B, inputs] → [B, H] that are alike but for their random weights."""
 
-    def __init__(self, make: Callable[[], nn.Module], inputs: int, kind: str = "encoder"):
+    def __init__(self, make: Callable[[], nn.Module], inputs: int | InputLayout, kind: str = "encoder"):
         """`kind` is what the study calls the encoder, for the words of errors."""
         self._make = make
-        self.inputs = inputs
+        self._layout = layout_of(inputs)
         self._kind = kind
+
+    @property
+    def inputs(self) -> int:
+        """F, the width of rows of numbers, which gates and masks read.
+
+        Raises:
+            StudyError: for rows that are not of numbers.
+        """
+        if not self._layout.is_numbers:
+            message = (
+                f"gates and masks read numbers, and '{self._kind}' reads text or images; choose hard, soft or grouped"
+            )
+            raise StudyError([Problem("model.sharing.kind", message)])
+        return self._layout.width
 
     @property
     def outputs(self) -> int:
@@ -62,8 +77,11 @@ class EncoderFactory:
         Raises:
             StudyError: when the encoder does not say its layers, which the sharing scheme `scheme` needs.
         """
-        widths = self._known[1]
+        widths = self._known[1] if self._layout.is_numbers else None
         if widths is None:
+            if not self._layout.is_numbers:
+                message = f"'{scheme}' works on layers of numbers, and '{self._kind}' reads text or images"
+                raise StudyError([Problem("model.sharing.kind", f"{message}; choose hard, soft or grouped")])
             message = (
                 f"'{scheme}' works on the layers of an encoder and '{self._kind}' does not say them; give it an "
                 "attribute 'blocks', a torch.nn.Sequential of modules from [B, in] to [B, out] that one after another "
@@ -89,6 +107,8 @@ class EncoderFactory:
         """
         with torch.random.fork_rng(devices=[]):  # the weights of the encoders to come do not depend on this one
             encoder = self._make()
+            if not self._layout.is_numbers:
+                return encoder.outputs, None  # type: ignore[return-value]
             rows = torch.linspace(-1, 1, 2 * self.inputs).view(2, self.inputs)
             in_training, after_it = (_layer_widths(encoder.train(mode), rows) for mode in (True, False))
         return encoder.outputs, in_training and after_it  # type: ignore[return-value]

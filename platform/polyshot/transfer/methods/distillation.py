@@ -21,7 +21,7 @@ from polyshot.study.transfer import Distillation
 from polyshot.transfer.model import Term, TransferModel, shared_tasks
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.source import Source
-from polyshot.transfer.start import Start, tuned
+from polyshot.transfer.start import Start, require_rows, tuned
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,11 @@ def prepare(settings: Distillation, problem: Problem) -> Start:
     Raises:
         RunError: when the teacher has nothing to teach.
     """
+    require_rows(problem, settings.kind)
     teacher = problem.source if settings.teacher is None else problem.sources.teachers[settings.teacher]
     study = tuned(problem.study, settings)
     rows = problem.target.read_by(teacher).train.features
-    model = build_model(study, problem.own_rows.shape[1], problem.targets)
+    model = build_model(study, problem.own.inputs, problem.targets)
     outputs, lessons = _lessons(model, problem, teacher, rows)
     if not lessons and not settings.features:
         raise RunError(

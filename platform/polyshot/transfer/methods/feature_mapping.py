@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from polyshot.study.transfer import FeatureMapping
 from polyshot.transfer.model import TransferModel, Wrapped
 from polyshot.transfer.problem import Problem
-from polyshot.transfer.start import Start, on_source, plainly_weighed
+from polyshot.transfer.start import Start, on_source, plainly_weighed, require_rows
 
 
 class Mapped(Wrapped):
@@ -42,6 +42,7 @@ class Mapped(Wrapped):
 
 
 def prepare(settings: FeatureMapping, problem: Problem) -> Start:
+    require_rows(problem, settings.kind)
     start = on_source(problem, settings)
     assert isinstance(start.model, TransferModel)
     start.model.sharing.encoder = Mapped(start.model.encoder)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyshot.data.inputs import InputLayout
 from polyshot.data.targets import Target
 from polyshot.models.encoders import make_encoder
 from polyshot.models.multitask import build_model
@@ -18,7 +19,7 @@ from polyshot.study.model import Model
 from polyshot.study.transfer import NearestNeighbours
 from polyshot.transfer.model import with_source_encoder
 from polyshot.transfer.problem import Problem
-from polyshot.transfer.start import Start, plainly_weighed, transferring
+from polyshot.transfer.start import Start, plainly_weighed, require_rows, transferring
 
 _ROWS_AT_ONCE = 1024
 
@@ -35,7 +36,12 @@ class KNNEncoder(nn.Module):
     known: Tensor  # [N, L]
 
     def __init__(
-        self, inputs: int, encoder: dict[str, Any], rows: int, neighbours: int, tasks: list[tuple[str, int, int]]
+        self,
+        inputs: int | InputLayout,
+        encoder: dict[str, Any],
+        rows: int,
+        neighbours: int,
+        tasks: list[tuple[str, int, int]],
     ):
         """`tasks`: of each column of labels the task's kind, and the first and the end of its outputs."""
         super().__init__()
@@ -82,9 +88,11 @@ def _parts(target: Target, own: slice) -> list[tuple[int, int]]:
 
 
 def prepare(settings: NearestNeighbours, problem: Problem) -> Start:
+    require_rows(problem, settings.kind)
     source, targets, rows = problem.source, problem.targets, problem.once
+    inputs = problem.shared.inputs
     study = with_source_encoder(problem.study, source)
-    columns = build_model(study, len(source.saved.features.names), targets).layout.columns
+    columns = build_model(study, inputs, targets).layout.columns
     options = {
         "encoder": source.saved.study.model.encoder.model_dump(mode="json"),
         "rows": len(rows),
@@ -95,7 +103,7 @@ def prepare(settings: NearestNeighbours, problem: Problem) -> Start:
     }
     kind = f"{KNNEncoder.__module__}:{KNNEncoder.__qualname__}"
     study = plainly_weighed(study.with_values({"model.encoder": {"kind": kind, "options": options}}))
-    model = transferring(build_model(study, len(source.saved.features.names), targets))
+    model = transferring(build_model(study, inputs, targets))
     encoder = model.encoder
     assert isinstance(encoder, KNNEncoder)
     encoder.encoder.load_state_dict(source.encoder.state_dict())

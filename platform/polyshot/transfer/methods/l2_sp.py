@@ -40,16 +40,16 @@ class StartingPoint(Term):
 def prepare(settings: L2SP, problem: Problem) -> Start:
     study = with_source_encoder(tuned(problem.study, settings), problem.source)
     study = study.with_values({"training.optimiser.weight_decay": 0.0})
-    model = from_source(study, problem.source, problem.targets)
+    model = from_source(study, problem.source, problem.shared.inputs, problem.targets)
     alpha, beta = torch.tensor(settings.strength), torch.tensor(settings.head_strength)
     pulled = {
         name: (parameter.detach().clone(), alpha)
         for name, parameter in model.named_parameters()
         if not name.startswith("heads.")
     }
-    kept = torch.zeros(model.layout.width, 1, dtype=torch.bool)
+    kept = torch.zeros(model.heads.weights.width, 1, dtype=torch.bool)
     for task, _ in shared_tasks(problem.targets, problem.source):
-        kept[model.layout.columns[task]] = True
+        kept[model.heads.weights.columns[task]] = True
     for name, parameter in model.heads.linear.named_parameters(prefix="heads.linear"):
         rows = kept if parameter.dim() == 2 else kept[:, 0]
         pulled[name] = (parameter.detach() * rows, torch.where(rows, alpha, beta))

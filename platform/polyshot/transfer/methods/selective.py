@@ -15,7 +15,7 @@ from polyshot.study.transfer import SelectiveTransfer
 from polyshot.transfer.model import TransferModel, Wrapped
 from polyshot.transfer.problem import Problem
 from polyshot.transfer.selection import Projection, by_mutual_information, most_informative, principal_components
-from polyshot.transfer.start import Start, on_source, plainly_weighed
+from polyshot.transfer.start import Start, on_source, plainly_weighed, require_rows
 
 
 class Selected(Wrapped):
@@ -45,6 +45,7 @@ class Selected(Wrapped):
 
 
 def prepare(settings: SelectiveTransfer, problem: Problem) -> Start:
+    require_rows(problem, settings.kind)
     start = on_source(problem, settings)
     assert isinstance(start.model, TransferModel)
     encoder = start.model.encoder.eval()

@@ -1,0 +1,302 @@
+"""Encoders of text that are trained: tokens, one vector a row and one for each word, rates of their own, files."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers_media import requests, tiny_transformer
+
+from polyshot import Study
+from polyshot.data.prepare import prepare
+from polyshot.data.text import TokenReading
+from polyshot.errors import DataError, StudyError
+from polyshot.models.multitask import build_model
+from polyshot.saved_model import SavedModel, save_model
+from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
+from polyshot.training.loop import TrainingRun
+
+pytest.importorskip("transformers")
+
+TASKS = {
+    "intent": {"kind": "binary"},
+    "slots": {"kind": "tokens", "words": "words"},
+    "length": {"kind": "regression"},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return tiny_transformer(tmp_path_factory.mktemp("tiny") / "encoder")
+
+
+def study_of(tiny, values: dict | None = None, tasks: dict | None = None) -> Study:
+    study = Study.from_dict(
+        {
+            "name": "requests",
+            "data": {"source": "made-here.csv", "columns": {"words": "text"}},
+            "tasks": tasks or TASKS,
+            "model": {"encoder": {"kind": "transformer", "model": str(tiny), "max_tokens": 12}},
+            "training": {"epochs": 3, "batch_size": 16, "optimiser": {"learning_rate": 5e-3}, "early_stopping": None},
+            "scale": {"device": "cpu"},
+        }
+    )
+    return study.with_values(values or {})
+
+
+def trained(study: Study, prepared) -> TrainingRun:
+    run = TrainingRun(study, prepared)
+    for _ in run.epochs():
+        pass
+    return run
+
+
+def weights(run: TrainingRun) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in run.model.named_parameters()}
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_its_tokens_and_the_place_of_each_word_s_first_one(tiny) -> None:
+    reading = TokenReading(str(tiny), 8, words=4)
+    row = reading.read(pd.Series(["unbelievable soup now"]))[0]
+    names = ["[CLS]", "un", "##believ", "##able", "soup", "now", "[SEP]"]
+    vocabulary = reading._tokenizer.get_vocab()
+    assert row[:8].tolist() == [*(vocabulary[name] + 1 for name in names), 0]
+    assert row[8:].tolist() == [2, 5, 6, 0]  # from 1; the fourth word is not there
+    cut = TokenReading(str(tiny), 5, words=4).read(pd.Series([["unbelievable", "soup", "now"]]))[0]
+    assert cut[5:].tolist() == [2, 0, 0, 0]  # only the first word is left
+
+
+def test_padding_changes_nothing(tiny) -> None:
+    study, table = study_of(tiny), requests()
+    prepared = prepare(study, table)
+    encoder = build_model(study, prepared.inputs, prepared.targets).sharing.encoder.eval()
+    rows = prepared.train.features[:40]
+    together = encoder(rows)
+    alone = torch.cat([encoder(row) for row in rows.split(1)])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():  # in batches of like lengths, and back in order
+        torch.testing.assert_close(encoder(rows.repeat(4, 1)), together.repeat(4, 1), atol=1e-5, rtol=1e-4)
+
+
+def test_words_are_read_off_their_first_token_and_rows_are_the_mean(tiny) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    study = study_of(tiny)
+    prepared = prepare(study, requests())
+    encoder = build_model(study, prepared.inputs, prepared.targets).sharing.encoder.eval()
+    reading = prepared.features
+    with torch.no_grad():
+        found = encoder.vectors(
+            torch.from_numpy(reading.transform(pd.DataFrame({"words": ["eat unbelievable soup"]})))
+        )[0]
+        network, tokenizer = AutoModel.from_pretrained(tiny).eval(), AutoTokenizer.from_pretrained(tiny)
+        hidden = network(**tokenizer("eat unbelievable soup", return_tensors="pt")).last_hidden_state[0]
+    torch.testing.assert_close(found[0], hidden.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found[1:4], hidden[[1, 2, 5]], atol=1e-5, rtol=1e-4)
+    assert not found[4:].any()
+
+
+# --- tasks of words --------------------------------------------------------------------------------------------------
+
+
+def test_padding_is_never_scored(tiny) -> None:
+    study = study_of(tiny, {"data.ignore": ["intent", "length"]}, tasks={"slots": TASKS["slots"]})
+    prepared = prepare(study, requests())
+    run = TrainingRun(study, prepared)
+    words = np.array([len(text.split()) for text in requests().iloc[prepared.rows["train"]]["slots"]])
+    assert (prepared.train.mask.sum(1).numpy() == words).all()
+
+    outputs = run.outputs(prepared.train)
+    of_words = outputs.unflatten(1, (prepared.targets[0].places, -1))
+    other = of_words.clone()
+    other[~prepared.train.mask] = 50.0 * torch.randn_like(other[~prepared.train.mask])
+    losses = [run._losses(some, prepared.train.targets, prepared.train.mask) for some in (outputs, other.flatten(1))]
+    assert torch.equal(*losses)
+    from polyshot.training.metrics import evaluate
+
+    judged = [
+        evaluate(
+            some.numpy(),
+            prepared.train.targets.numpy(),
+            prepared.train.mask.numpy(),
+            prepared.targets,
+            run.model.layout,
+        )
+        for some in (outputs, other.flatten(1))
+    ]
+    assert judged[0] == judged[1]
+
+
+def test_tasks_of_rows_and_of_words_are_learnt_together(tiny) -> None:
+    study = study_of(tiny, {"training.epochs": 12, "model.encoder.learning_rate_factor": 0.5})
+    prepared = prepare(study, requests(300))
+    run = trained(study, prepared)
+    metrics = run.evaluate(prepared.test)
+    assert metrics["intent/accuracy"] == 1
+    assert metrics["slots/f1"] > 0.95 and metrics["slots/accuracy"] > 0.95
+    assert metrics["length/r2"] > 0.5
+
+
+def test_labels_that_are_missing_teach_nothing(tiny) -> None:
+    table = requests()
+    table.loc[::2, "slots"] = None
+    prepared = prepare(study_of(tiny), table)
+    unlabelled = prepared.rows["train"] % 2 == 0
+    slots = prepared.labels.columns[1]
+    assert not prepared.train.mask[unlabelled][:, slots].any()
+    assert prepared.train.mask[~unlabelled][:, slots].any(1).all()
+    assert len(prepared.for_task("slots").train) == (~unlabelled).sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"slots": "O O"}, ["tasks.slots", "2 labels in row 1", "of 'words'"]),
+        ({"slots": "city"}, ["'city'", "BIO", "accuracy"]),
+        ({"words": "slots"}, ["tasks.slots.words", "no feature"]),
+    ],
+)
+def test_labels_that_cannot_be_are_said(tiny, change, words) -> None:
+    table = requests()
+    study = study_of(tiny)
+    if "words" in change:
+        study = study_of(tiny, {"data.ignore": ["words"]}).with_values({"data.columns": {}})
+        table["other"] = 1.5
+    elif change["slots"] == "city":
+        table["slots"] = [" ".join(["city"] * len(text.split())) for text in table["words"]]
+        table.loc[3, "slots"] = table.loc[3, "slots"].replace("city", "town")
+    else:
+        table.loc[0, "slots"] = change["slots"]
+    with pytest.raises(DataError) as caught:
+        prepare(study, table)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_words_need_an_encoder_that_reads_them(tiny) -> None:
+    with pytest.raises(StudyError, match="'mlp' reads no words, and task 'slots' labels them"):
+        Study.from_dict({"name": "s", "data": {"source": "x.csv"}, "tasks": {"slots": TASKS["slots"]}})
+    with pytest.raises(StudyError, match=r"balance\.at.*one for each word"):
+        study_of(tiny, {"balance": {"kind": "mgda", "at": "features"}})
+    with pytest.raises(DataError, match="'transformer' reads text only and 'length' is none"):
+        prepare(study_of(tiny, tasks={"intent": {"kind": "binary"}, "slots": TASKS["slots"]}), requests())
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"model.sharing": {"kind": "soft"}},
+        {"model.sharing": {"kind": "grouped", "groups": [["intent", "slots"], ["length"]]}},
+        {"balance": {"kind": "uncertainty"}},
+        {"balance": {"kind": "cagrad"}},
+        {"balance": {"kind": "graddrop"}, "model.sharing": {"kind": "soft"}},
+        {"balance": {"kind": "gradnorm"}},
+        {"training.sampling": {"kind": "joint"}},
+        {"training.precision": "bfloat16"},
+        {"model.encoder.checkpoint_activations": True},
+    ],
+    ids=str,
+)
+def test_it_trains_in_every_way(tiny, values) -> None:
+    study = study_of(tiny, {"training.epochs": 2, **values})
+    prepared = prepare(study, requests(80))
+    run = trained(study, prepared)
+    assert run.history[1].metrics["train/loss"] < run.history[0].metrics["train/loss"]
+    assert math.isfinite(run.history[-1].metrics["val/loss"])
+
+
+def test_schemes_that_read_numbers_are_refused(tiny) -> None:
+    for sharing in ({"kind": "mmoe"}, {"kind": "cross_stitch"}, {"kind": "ple"}):
+        study = study_of(tiny, {"model.sharing": sharing})
+        prepared = prepare(study, requests(80))
+        with pytest.raises(StudyError, match="choose hard, soft or grouped"):
+            build_model(study, prepared.inputs, prepared.targets)
+
+
+def test_activations_computed_again_give_the_same_gradients(tiny) -> None:
+    runs = []
+    for again in (False, True):
+        study = study_of(tiny, {"training.epochs": 1, "model.encoder.checkpoint_activations": again})
+        runs.append(weights(trained(study, prepare(study, requests(60)))))
+    for name, value in runs[0].items():
+        torch.testing.assert_close(runs[1][name], value, msg=name)
+
+
+def test_the_encoder_learns_at_a_rate_of_its_own_and_lower_layers_more_slowly(tiny) -> None:
+    values = {
+        "training.epochs": 1,
+        "training.batch_size": 512,
+        "training.optimiser": {"kind": "sgd", "learning_rate": 1e-3, "momentum": 0.0, "weight_decay": 0.0},
+        "training.schedule.kind": "constant",
+    }
+    moved = {}
+    for name, own in (
+        ("plain", {}),
+        ("own", {"model.encoder.learning_rate_factor": 0.5, "model.encoder.layer_decay": 0.5}),
+    ):
+        study = study_of(tiny, values | own)
+        prepared = prepare(study, requests(60))
+        run = TrainingRun(study, prepared)
+        before = weights(run)
+        next(run.epochs())
+        moved[name] = {key: float((value - before[key]).norm()) for key, value in weights(run).items()}
+    of = "sharing.encoder.network."
+    for part, factor in (
+        ("heads.linear.weight", 1.0),
+        (f"{of}encoder.layer.1.output.dense.weight", 0.5),
+        (f"{of}encoder.layer.0.output.dense.weight", 0.25),
+        (f"{of}embeddings.word_embeddings.weight", 0.125),
+    ):
+        assert moved["own"][part] == pytest.approx(factor * moved["plain"][part], rel=1e-3), part
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(tiny, tmp_path) -> None:
+    study = study_of(tiny, {"model.encoder.learning_rate_factor": 0.3, "training.epochs": 2})
+    prepared = prepare(study, requests(80))
+    whole = trained(study, prepared)
+    first = TrainingRun(study, prepared)
+    next(first.epochs())
+    save_checkpoint(first.state_dict(), tmp_path / "checkpoint.pt")
+    again = TrainingRun(study, prepared)
+    again.load_state_dict(load_checkpoint(tmp_path / "checkpoint.pt"))
+    next(again.epochs())
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(again)[name], value), name
+
+
+def test_a_saved_model_needs_nothing_but_its_folder(tiny, tmp_path) -> None:
+    elsewhere = tmp_path / "encoder-for-training"
+    tiny.rename(elsewhere)
+    try:
+        study = study_of(elsewhere)
+        prepared = prepare(study, requests())
+        run = trained(study, prepared)
+        save_model(tmp_path / "model", study, prepared, run)
+        rows = requests(30, seed=1)
+        expected = run.model(torch.from_numpy(prepared.features.transform(rows)))
+    finally:
+        elsewhere.rename(tiny)
+    (tmp_path / "model").rename(tmp_path / "moved")
+    loaded = SavedModel.load(tmp_path / "moved")
+    torch.testing.assert_close(
+        loaded.model(torch.from_numpy(loaded.features.transform(rows))), expected, atol=1e-5, rtol=1e-4
+    )
+
+    predicted = loaded.predict(rows)
+    lengths = [len(text.split()) for text in rows["words"]]
+    assert [len(text.split()) for text in predicted["slots"]] == lengths
+    assert set(" ".join(predicted["slots"]).split()) <= {"O", "B-city", "I-city", "B-food", "I-food"}
+    longer = pd.DataFrame({"words": ["please " * 20]})
+    assert len(loaded.predict(longer)["slots"][0].split()) == 20
