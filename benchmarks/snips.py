@@ -4,8 +4,8 @@
 
 The study is examples/snips/study.yaml, with the split that papers use. A pass over the 13,084 sentences takes about ten
 minutes of one CPU core, so an epoch is a quarter of one here, and each call goes on from the last one's checkpoint
-until its minutes are over. The epoch that is kept is the best on the 700 validation sentences; test is looked at once, at the
-end. `--task intent` (or `slots`) trains one task alone under the same budget.
+until its minutes are over. The epoch that is kept is the best on the 700 validation sentences; test is looked at once,
+at the end. `--task intent` (or `slots`) trains one task alone under the same budget.
 """
 
 from __future__ import annotations

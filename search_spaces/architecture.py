@@ -22,7 +22,7 @@ def architecture(trial: optuna.Trial, study: Study) -> dict[str, Any]:
     if not isinstance(encoder, MLP):
         message = (
             f"'architecture' searches the encoder 'mlp' and this study has '{encoder.kind}'; "
-            "list distributions of model.encoder.options in search.space, or name a space of your own"
+            "list distributions of the keys of model.encoder in search.space, or name a space of your own"
         )
         raise StudyError([Problem("search.spaces", message)])
     return {

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyshot import Study
-from polyshot.data.split import split_rows
+from polyshot.data.split import folds_of_rows, split_rows
 from polyshot.errors import DataError
 
 
@@ -110,3 +110,45 @@ def test_a_table_that_cannot_be_divided_is_refused_with_counts_and_the_mend(colu
     with pytest.raises(DataError) as caught:
         split_rows(pd.DataFrame(columns), study_of(group=group))
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+# --- splits that are given, and folds --------------------------------------------------------------------------------
+
+
+def test_a_column_may_say_the_split_of_each_row():
+    table = table_of(30).assign(part=["train"] * 20 + ["validation"] * 6 + ["test"] * 4)
+    split = split_rows(table, study_of(column="part"))
+    assert [list(rows) for rows in split.values()] == [list(range(20)), list(range(20, 26)), list(range(26, 30))]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"part": ["train"] * 29 + ["tset"]}, ["'part' holds 'tset' in row 30", "train, validation or test"]),
+        ({"part": ["train"] * 25 + ["test"] * 5}, ["'part' says 'validation'"]),
+        ({"school": [1] * 30}, ["group '1' are in train and in validation"]),
+    ],
+)
+def test_a_split_that_cannot_be_is_said(change, words):
+    given = {"part": ["train"] * 20 + ["validation"] * 6 + ["test"] * 4, "school": range(30)}
+    with pytest.raises(DataError) as caught:
+        split_rows(table_of(30).assign(**(given | change)), study_of(group="school", column="part"))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("group", [None, "school"])
+def test_folds_hold_every_row_once_and_no_group_twice(group):
+    table = table_of(203, groups=17).assign(y=lambda t: t["c"])
+    folds = folds_of_rows(table, study_of("multiclass", group), 5)
+    assert np.bincount(folds).min() > 0 and len(np.bincount(folds)) == 5
+    if group:
+        assert (table.groupby("school")["c"].size() > 0).all()
+        assert all(len(set(folds[table["school"] == school])) == 1 for school in table["school"].unique())
+    else:
+        for kind in "abc":
+            counts = np.bincount(folds[table["c"] == kind], minlength=5)
+            assert counts.max() - counts.min() <= 1
+    assert (folds_of_rows(table, study_of("multiclass", group), 5) == folds).all()
+    with pytest.raises(DataError, match=r"transfer\.folds: 300 were asked for"):
+        folds_of_rows(table, study_of("multiclass", group), 300)

@@ -54,6 +54,14 @@ def test_rows_are_all_seen_once_an_epoch():
     assert {len(batch.rows) for batch in batches} == {25}
 
 
+def test_passes_over_the_rows_may_be_cut_into_epochs():
+    whole, cut = (RowSampler(0, 100, 32, torch.device("cpu"), steps) for steps in (None, 3))
+    passes = [batch.rows.tolist() for number in (1, 2, 3) for batch in whole.epoch(number)]
+    assert [batch.rows.tolist() for number in (1, 2, 3, 4) for batch in cut.epoch(number)] == passes
+    longer = RowSampler(0, 100, 32, torch.device("cpu"), 9)
+    assert [batch.rows.tolist() for batch in longer.epoch(1)] == passes[:9]
+
+
 @pytest.mark.parametrize("kind", OF_TASKS)
 def test_a_batch_is_of_one_task_and_every_task_has_its_turn(kind):
     mask = labels()

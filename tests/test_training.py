@@ -10,7 +10,7 @@ import torch
 from helpers_training import make_prepared, make_study
 from torch import nn
 
-from polyshot.errors import ResourceError
+from polyshot.errors import ResourceError, StudyError
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 from polyshot.training.loop import TrainingDivergedError, TrainingRun, choose_device, learning_rate
 
@@ -49,6 +49,21 @@ def test_it_learns_what_there_is_to_learn():
     assert metrics["sold/roc_auc"] > 0.9
     assert metrics["price/rmse"] < 5  # half the labels' scale
     assert metrics["region/accuracy"] > 0.7
+
+
+@pytest.mark.parametrize("values", [{}, {"balance.kind": "dwa"}, {"model.sharing.kind": "soft"}], ids=str)
+def test_a_batch_in_parts_is_the_same_update(values):
+    whole, parts = (_trained(values | {"training.epochs": 3, "training.accumulate": count}) for count in (1, 5))
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    losses = [[epoch.metrics["train/loss"] for epoch in run.history] for run in (whole, parts)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_balancers_that_need_a_whole_batch_are_not_given_parts():
+    for kind in ("stch", "cagrad"):
+        with pytest.raises(StudyError, match=r"training\.accumulate.*needs the losses of a whole batch"):
+            make_study({"balance.kind": kind, "training.accumulate": 2})
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])

@@ -152,11 +152,40 @@ def test_a_method_more_trains_that_method_only(helped: TransferResult) -> None:
     before = set(cache.iterdir())
     outcomes = [trial.outcome(cache) for trial in trials_of(TargetData.of(study), find_sources(study))]
     assert {path.name.partition("-")[0] for path in set(cache.iterdir()) - before} == {"knn"}
-    table = comparison(study, TargetData.of(study).own, outcomes).set_index(["budget", "method"])
+    table = comparison(study, [TargetData.of(study).own], outcomes).set_index(["budget", "method"])
     own = helped.table.set_index(["budget", "method"])
     pd.testing.assert_series_equal(table.loc[own.index, "value"], own["value"])
     other = study.with_values({"training.optimiser.learning_rate": 1e-3})
     assert not any(trial._path(cache).exists() for trial in trials_of(TargetData.of(other), find_sources(other)))
+
+
+# --- cross-validation ------------------------------------------------------------------------------------------------
+
+
+def test_each_row_is_tested_on_once_and_folds_are_one_estimate(tmp_path) -> None:
+    trained_source(tmp_path)
+    values = {"transfer.methods": {"linear_probe": {}}, "transfer.seeds": 2, "transfer.budgets": [20]}
+    study = target_study(tmp_path, rows=150, **values, **{"training.epochs": 4, "transfer.folds": 3})
+    targets = TargetData.folds(study)
+    tested = [target.own.rows["test"] for target in targets]
+    assert sorted(np.concatenate(tested)) == list(range(150))
+    assert all((targets[place].own.rows["validation"] == tested[(place + 1) % 3]).all() for place in range(3))
+    result = transfer(study)
+    assert len(result.table) == 2
+    probe = result.table.set_index("method").loc["linear_probe"]
+    assert probe["verdict"] == "helped" and probe["low"] < probe["value"] < probe["high"]
+
+    outcomes = [
+        trial.outcome(study.storage_folder / KEPT)
+        for fold, target in enumerate(targets)
+        for trial in trials_of(target, find_sources(study), fold)
+    ]
+    assert len(outcomes) == 2 * 2 * 3
+    values = [o.metrics["test"]["sold/roc_auc"] for o in outcomes if o.method == "linear_probe"]
+    assert probe["value"] == pytest.approx(np.mean(values))
+    saved = Study.load(result.folder / "model" / "study.yaml")
+    assert saved.data.split == study.data.split
+    assert len(predict(result.folder, table(5, 9))) == 5
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------------

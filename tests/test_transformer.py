@@ -13,11 +13,15 @@ from helpers_media import requests, tiny_transformer
 from polyshot import Study
 from polyshot.data.prepare import prepare
 from polyshot.data.text import TokenReading
-from polyshot.errors import DataError, StudyError
+from polyshot.errors import DataError, RunError, StudyError
 from polyshot.models.multitask import build_model
-from polyshot.saved_model import SavedModel, save_model
+from polyshot.saved_model import SavedModel, save_model, write_model
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 from polyshot.training.loop import TrainingRun
+from polyshot.transfer.methods import prepare as begin
+from polyshot.transfer.problem import Problem, Sources, TargetData
+from polyshot.transfer.source import Source
+from polyshot.transfer.start import TransferRun
 
 pytest.importorskip("transformers")
 
@@ -195,6 +199,7 @@ def test_words_need_an_encoder_that_reads_them(tiny) -> None:
     "values",
     [
         {"model.sharing": {"kind": "soft"}},
+        {"model.sharing": {"kind": "hierarchical", "depths": {"slots": 1}}},
         {"model.sharing": {"kind": "grouped", "groups": [["intent", "slots"], ["length"]]}},
         {"balance": {"kind": "uncertainty"}},
         {"balance": {"kind": "cagrad"}},
@@ -220,6 +225,32 @@ def test_schemes_that_read_numbers_are_refused(tiny) -> None:
         prepared = prepare(study, requests(80))
         with pytest.raises(StudyError, match="choose hard, soft or grouped"):
             build_model(study, prepared.inputs, prepared.targets)
+
+
+def test_tasks_may_read_lower_layers(tiny) -> None:
+    study = study_of(tiny, {"model.sharing": {"kind": "hierarchical", "depths": {"slots": 1, "intent": 1}}})
+    prepared = prepare(study, requests(60))
+    model = build_model(study, prepared.inputs, prepared.targets).eval()
+    encoder = build_model(study_of(tiny), prepared.inputs, prepared.targets).sharing.encoder.eval()
+    rows = prepared.train.features[:7]
+    first, last = encoder.network(
+        input_ids=rows[:, :12].long().sub(1).clamp(min=0),
+        attention_mask=(rows[:, :12] > 0).long(),
+        output_hidden_states=True,
+    ).hidden_states[1:]
+    read = model.representation(rows).unflatten(-1, (encoder.places, -1))  # [T, B, P, H]
+    there = (rows[:, :12] > 0).unsqueeze(2)
+    for task, hidden in ((0, first), (1, first), (2, last)):
+        torch.testing.assert_close(read[task, :, 0], (hidden * there).sum(1) / there.sum(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(read[1, :, 1], first[:, 1], atol=1e-5, rtol=1e-4)
+    own = {id(part.parameter) for part in model.task_parameters(2)}
+    assert all(id(parameter) in own for parameter in model.sharing.encoder.layers[2].parameters())
+    assert not any(id(parameter) in own for parameter in model.sharing.encoder.layers[1].parameters())
+    shallow = study.with_values({"model.sharing": {"kind": "hierarchical", "depths": dict.fromkeys(TASKS, 1)}})
+    assert build_model(shallow, prepared.inputs, prepared.targets).sharing.encoder.depth == 1
+    deeper = study.with_values({"model.sharing": {"kind": "hierarchical", "depths": {"slots": 3}}})
+    with pytest.raises(StudyError, match="layer 3 was asked for and the encoder has 2"):
+        build_model(deeper, prepared.inputs, prepared.targets)
 
 
 def test_activations_computed_again_give_the_same_gradients(tiny) -> None:
@@ -300,3 +331,101 @@ def test_a_saved_model_needs_nothing_but_its_folder(tiny, tmp_path) -> None:
     assert set(" ".join(predicted["slots"]).split()) <= {"O", "B-city", "I-city", "B-food", "I-food"}
     longer = pd.DataFrame({"words": ["please " * 20]})
     assert len(loaded.predict(longer)["slots"][0].split()) == 20
+
+
+# --- transfer --------------------------------------------------------------------------------------------------------
+
+
+def transferring(tiny, tasks: dict, methods: dict, target_tasks: dict | None = None) -> tuple[Source, Problem]:
+    """A source of requests, and a problem of forty more with fewer labels."""
+    known = {task: own for task, own in TASKS.items() if task in tasks}
+    ignored = {"data.ignore": [task for task in TASKS if task not in tasks]}
+    study = study_of(tiny, {"training.epochs": 6, **ignored}, known)
+    prepared = prepare(study, requests(200))
+    run = trained(study, prepared)
+    source = Source("there", SavedModel(study, run.model.eval(), prepared.features, prepared.targets), study)
+    own = {task: own for task, own in TASKS.items() if task in (target_tasks or tasks)}
+    ignored = {"data.ignore": [task for task in TASKS if task not in own]}
+    transfer = {"transfer": {"methods": methods}}
+    target = study_of(tiny, {"training.epochs": 2, **ignored, **transfer}, own)
+    return source, Problem.of(TargetData.of(target, requests(120, seed=5)), Sources(source), 40, 0)
+
+
+@pytest.fixture(scope="module")
+def of_rows(tiny):
+    return transferring(tiny, {"intent": ..., "length": ...}, {})
+
+
+@pytest.fixture(scope="module")
+def of_words(tiny):
+    return transferring(tiny, {"intent": ...}, {}, {"intent": ..., "slots": ...})
+
+
+def transferred(problem: Problem, source: Source, method: dict, tmp_path) -> TransferRun:
+    """The method's run, whose saved model predicts what was judged."""
+    study = problem.study.with_values({"transfer.methods": {"m": method}})
+    run = TransferRun(begin(study.transfer.methods["m"], problem), problem)
+    for _ in run.epochs():
+        pass
+    before = {name: value.clone() for name, value in source.saved.model.state_dict().items()}
+    _, metrics = run.judged(run.prepared.test)
+    saved = run.saved_model()
+    write_model(tmp_path / "model", saved, run.prepared.example)
+    rows = problem.target.table.iloc[problem.target.own.rows["test"]]
+    loaded = SavedModel.load(tmp_path / "model")
+    inputs = [torch.from_numpy(model.features.transform(rows)) for model in (saved, loaded)]
+    expected, again = (model.model(own) for model, own in zip((saved, loaded), inputs, strict=True))
+    torch.testing.assert_close(again, expected, atol=1e-4, rtol=1e-3)
+    accuracy = (loaded.predict(rows)["intent"] == rows["intent"]).mean()
+    assert accuracy == pytest.approx(metrics["intent/accuracy"])
+    after = source.saved.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    return run
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"kind": "fine_tuning", "layers": 1, "layer_decay": 0.5},
+        {"kind": "linear_probe"},
+        {"kind": "knn"},
+        {"kind": "l2_sp"},
+        {"kind": "adapters", "width": 4},
+        {"kind": "lora", "rank": 2},
+        {"kind": "distillation"},
+        {"kind": "feature_mapping"},
+        {"kind": "selective", "features": 8},
+        {"kind": "deep_coral"},
+    ],
+    ids=lambda method: method["kind"],
+)
+def test_every_method_of_transfer_takes_a_transformer(of_rows, method, tmp_path, monkeypatch) -> None:
+    if method["kind"] == "lora":
+        pytest.importorskip("peft")
+    source, problem = of_rows
+    monkeypatch.setitem(source.__dict__, "prepared", prepare(source.study, requests(200)))
+    run = transferred(problem, source, method, tmp_path)
+    frozen = {"fine_tuning": "embeddings.", "linear_probe": "", "knn": "", "adapters": ""}
+    if (kept := frozen.get(method["kind"])) is not None:
+        theirs = source.encoder.state_dict()
+        ours = run.saved_model().model.sharing.encoder
+        ours = (ours.encoder if method["kind"] in ("knn", "adapters") else ours).state_dict()
+        assert all(torch.equal(ours[name], value) for name, value in theirs.items() if f"network.{kept}" in name)
+
+
+@pytest.mark.parametrize("kind", ["fine_tuning", "l2_sp", "adapters", "mixed"])
+def test_words_are_labelled_by_an_encoder_that_learnt_of_rows(of_words, kind, tmp_path, monkeypatch) -> None:
+    source, problem = of_words
+    monkeypatch.setitem(source.__dict__, "prepared", prepare(source.study, requests(200)))
+    if kind == "mixed":
+        with pytest.raises(RunError, match="labels words"):
+            transferred(problem, source, {"kind": kind}, tmp_path)
+        return
+    transferred(problem, source, {"kind": kind}, tmp_path)
+
+
+def test_methods_that_are_of_rows_refuse_tasks_of_words(of_words, tmp_path) -> None:
+    source, problem = of_words
+    for kind in ("knn", "selective", "feature_mapping", "distillation"):
+        with pytest.raises(RunError, match=f"'{kind}' is of rows, and task 'slots' labels words"):
+            transferred(problem, source, {"kind": kind}, tmp_path)

@@ -165,7 +165,7 @@ def _schema(table: pd.DataFrame) -> str:
 
 def _mlflow_type(column: pd.Series) -> dict[str, Any]:
     if holds_lists(column):
-        return {"type": "array", "items": {"type": "string"}}
+        return _nested_type(column.dropna().iloc[0])
     if pd.api.types.is_bool_dtype(column):
         return {"type": "boolean"}
     if pd.api.types.is_integer_dtype(column):
@@ -173,6 +173,13 @@ def _mlflow_type(column: pd.Series) -> dict[str, Any]:
     if pd.api.types.is_float_dtype(column):
         return {"type": "double"}
     return {"type": "datetime" if pd.api.types.is_datetime64_any_dtype(column) else "string"}
+
+
+def _nested_type(value: Any) -> dict[str, Any]:
+    """Of words, or of an image's pixels."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return {"type": "array", "items": _nested_type(value[0])}
+    return {"type": "string" if isinstance(value, str) else "long"}
 
 
 def _load_pyfunc(path: str) -> Any:

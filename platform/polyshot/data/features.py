@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -26,11 +26,12 @@ from polyshot.data.columns import (
     text_of,
     with_text_names,
 )
-from polyshot.data.inputs import InputLayout, TextPlace
+from polyshot.data.images import ImageReading
+from polyshot.data.inputs import InputLayout
 from polyshot.data.text import TokenReading, as_strings, embeddings, vectoriser
 from polyshot.errors import DataError, ResourceError, RunError, did_you_mean
 from polyshot.study import Study
-from polyshot.study.data import BagOfWords, ColumnKind, SentenceEncoder, TextFeatures, TfIdf
+from polyshot.study.data import BagOfWords, ColumnKind, Images, SentenceEncoder, TextFeatures, TfIdf
 
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
@@ -74,8 +75,8 @@ class Features:
     its own; where there are more than 64, the rarest share 'other'; one that was not seen in training is 'other', or
     all zeros where there is none. Booleans are 0 and 1, imputed by the more frequent. Dates become days since 1970,
     year, month and day of the week, each standardised. A numeric, boolean or date column with missing values in the
-    training rows gets one more output, 1 where it was missing. Texts are read as `data.text` says (see `data.text`), or
-    as tokens that follow all other outputs.
+    training rows gets one more output, 1 where it was missing. Texts are read as `data.text` says (see `data.text`).
+    Behind all of these follow the tokens of texts and the bytes of images that an encoder reads.
 
     Attributes:
         columns: the input columns that are used.
@@ -94,8 +95,9 @@ class Features:
         blank: Sequence[str] = (),
         encoders: Mapping[str, SentenceEncoder] | None = None,
         tokens: Mapping[str, TokenReading] | None = None,
+        images: Mapping[str, ImageReading] | None = None,
     ):
-        """`encoders`, `tokens`: what reads those columns of texts that nothing was fitted to."""
+        """`encoders`, `tokens`, `images`: what reads columns without scikit-learn."""
         self.kinds = dict(kinds)
         self.blank = list(blank)
         self.columns = [name for name in self.kinds if name not in self.blank]
@@ -103,12 +105,14 @@ class Features:
         self._transformer = transformer
         self._encoders = dict(encoders or {})
         self._tokens = dict(tokens or {})
+        self._images = dict(images or {})
         numbers = list(self._output_names())
         self.layout = InputLayout(
             len(numbers),
-            tuple(TextPlace(name, reading.max_tokens, reading.words) for name, reading in self._tokens.items()),
+            tuple(reading.place(name) for name, reading in self._tokens.items()),
+            tuple(reading.place(name) for name, reading in self._images.items()),
         )
-        self.names = numbers + [output for name, reading in self._tokens.items() for output in reading.names(name)]
+        self.names = numbers + [output for name, reading in self._media.items() for output in reading.names(name)]
 
     # --- fitting and transforming ------------------------------------------------------------------------------------
 
@@ -120,6 +124,7 @@ class Features:
         overrides: Mapping[str, ColumnKind],
         text: Mapping[str, TextFeatures] | None = None,
         tokens: Mapping[str, TokenReading] | None = None,
+        images: Mapping[str, ImageReading] | None = None,
     ) -> Features:
         """Fit on `table`, which must hold the training rows only.
 
@@ -127,12 +132,17 @@ class Features:
             overrides: kinds of columns that are not to be inferred.
             text: how columns of text are read; those of the kind that are not named, by TF-IDF.
             tokens: columns of text that are read as tokens, and how.
+            images: columns of images, and how they are read.
 
         Raises:
             DataError: for a value that does not fit its column's kind, or when no column is left.
         """
-        texts, readings = dict(text or {}), dict(tokens or {})
-        overrides = {**overrides, **dict.fromkeys([*texts, *readings], "text")}
+        texts = dict(text or {})
+        overrides = {
+            **overrides,
+            **dict.fromkeys([*texts, *(tokens or {})], "text"),
+            **dict.fromkeys(images or {}, "image"),
+        }
         kinds: dict[str, ColumnKind] = {}
         notes = []
         for name in columns:
@@ -144,14 +154,15 @@ class Features:
                 notes.append(f"The column '{name}' is left out of the features: {reason}.")
         if not kinds:
             raise DataError(f"data: no feature column is left. {' '.join(notes)}")
-        readings = {name: reading for name, reading in readings.items() if name in kinds}
-        words = [name for name, kind in kinds.items() if kind == "text" and name not in readings]
+        tokens = {name: reading for name, reading in (tokens or {}).items() if name in kinds}
+        images = {name: reading.fit(table[name]) for name, reading in (images or {}).items() if name in kinds}
+        words = [name for name, kind in kinds.items() if kind == "text" and name not in tokens]
         read = {name: texts.get(name, TfIdf()) for name in words}
         encoders = {name: settings for name, settings in read.items() if isinstance(settings, SentenceEncoder)}
-        inputs = _inputs(table, kinds, readings)
+        inputs = _inputs(table, kinds, {*tokens, *images})
         transformer = _transformer(inputs, kinds, read)
         transformer.fit(inputs)
-        return cls(kinds, transformer, notes, encoders=encoders, tokens=readings)
+        return cls(kinds, transformer, notes, encoders=encoders, tokens=tokens, images=images)
 
     def transform(self, table: pd.DataFrame) -> NDArray[np.float32]:
         """The rows as numbers [N, F]. Columns that were not trained with are ignored.
@@ -171,7 +182,7 @@ class Features:
             return np.empty((0, len(self.names)), dtype=np.float32)
         table = table.assign(**dict.fromkeys(self.blank, np.nan))
         with np.errstate(over="ignore"):
-            inputs = _inputs(table, self.kinds, self._tokens)
+            inputs = _inputs(table, self.kinds, self._media)
             outputs: NDArray[np.float32] = self._transformer.transform(inputs).astype(np.float32)
         embedded = [
             embeddings(settings, as_strings(table[name]), f"data.text.{name}")
@@ -181,17 +192,25 @@ class Features:
         if not np.isfinite(outputs).all():
             name = self.names[int(np.argmin(np.isfinite(outputs).all(axis=0)))]
             raise DataError(f"the column '{name}' holds numbers too large for float32 once standardised; correct them")
-        tokens = [reading.read(table[name]) for name, reading in self._tokens.items()]
-        return np.concatenate([outputs, *tokens], axis=1) if tokens else outputs
+        media = [reading.read(table[name]) for name, reading in self._media.items()]
+        return np.concatenate([outputs, *media], axis=1) if media else outputs
 
     def blanking(self, columns: Sequence[str]) -> Features:
         """The same reading with some columns that count as missing in every row, whether a table has them or not."""
-        return Features(self.kinds, self._transformer, self.notes, columns, self._encoders, self._tokens)
+        return self._but(blank=columns)
 
     def labelling(self, words: Mapping[str, int]) -> Features:
         """The same reading for tasks that label the words of some columns of tokens, so many at most."""
         tokens = {name: reading.labelling(words.get(name, 0)) for name, reading in self._tokens.items()}
-        return Features(self.kinds, self._transformer, self.notes, self.blank, self._encoders, tokens)
+        return self._but(tokens=tokens)
+
+    def _but(self, **changes: Any) -> Features:
+        same = {"blank": self.blank, "encoders": self._encoders, "tokens": self._tokens, "images": self._images}
+        return Features(self.kinds, self._transformer, self.notes, **(same | changes))
+
+    @property
+    def _media(self) -> dict[str, TokenReading | ImageReading]:
+        return {**self._tokens, **self._images}
 
     def _output_names(self) -> Iterator[str]:
         labels = _input_labels(self.kinds)
@@ -226,7 +245,18 @@ class Features:
         skops.io.dump(self._transformer, folder / STATE_FILE)
         encoders = {name: settings.model_dump() for name, settings in self._encoders.items()}
         tokens = {name: [reading.max_tokens, reading.words] for name, reading in self._tokens.items()}
-        state = {"kinds": self.kinds, "notes": self.notes, "blank": self.blank, "encoders": encoders, "tokens": tokens}
+        images = {
+            name: {"settings": reading.settings.model_dump(), "means": reading.means, "deviations": reading.deviations}
+            for name, reading in self._images.items()
+        }
+        state = {
+            "kinds": self.kinds,
+            "notes": self.notes,
+            "blank": self.blank,
+            "encoders": encoders,
+            "tokens": tokens,
+            "images": images,
+        }
         for reading in self._tokens.values():  # all of one encoder
             reading.save(folder / ENCODER_FOLDER)
         text = json.dumps(state, indent=2, ensure_ascii=False)
@@ -247,7 +277,11 @@ class Features:
             encoders = {name: SentenceEncoder(**values) for name, values in state.get("encoders", {}).items()}
             encoder = str((folder / ENCODER_FOLDER).resolve())
             tokens = {name: TokenReading(encoder, *sizes) for name, sizes in state.get("tokens", {}).items()}
-            return cls(state["kinds"], transformer, state["notes"], state.get("blank", ()), encoders, tokens)
+            images = {
+                name: ImageReading(Images(**kept["settings"]), Path(), kept["means"], kept["deviations"])
+                for name, kept in state.get("images", {}).items()
+            }
+            return cls(state["kinds"], transformer, state["notes"], state.get("blank", ()), encoders, tokens, images)
         except (DataError, ResourceError):  # of an encoder that is not there
             raise
         except Exception as error:  # a damaged file can fail anywhere in JSON, zip, skops or scikit-learn
@@ -265,7 +299,7 @@ def reason_to_leave_out(column: pd.Series, kind: ColumnKind | None, *, chosen: b
         return f"its values ({column.dtype}) are neither numbers, text, booleans nor dates; convert them"
     if column.isna().all():
         return "it is empty in all training rows"
-    if kind == "text":
+    if kind in ("text", "image"):
         return None
     distinct = distinct_values(column, f"the column '{column.name}'")
     if distinct == 1 and not column.isna().any():
@@ -304,10 +338,10 @@ def _position(key: str) -> int:
     return int(key.partition(" ")[0])
 
 
-def _inputs(table: pd.DataFrame, kinds: Mapping[str, ColumnKind], tokens: Collection[str]) -> pd.DataFrame:
+def _inputs(table: pd.DataFrame, kinds: Mapping[str, ColumnKind], media: Collection[str]) -> pd.DataFrame:
     inputs: dict[str, NDArray[np.float64] | pd.Series] = {}
     for position, (name, kind) in enumerate(kinds.items()):
-        if name in tokens:  # nothing is fitted to it; scikit-learn wants one column at least
+        if name in media:  # nothing is fitted to it; scikit-learn wants one column at least
             inputs[str(position)] = np.zeros(len(table))
             continue
         column, place = table[name], f"the column '{name}'"

@@ -15,6 +15,7 @@ import torch
 
 from polyshot.data.columns import with_text_names
 from polyshot.data.features import Features, feature_columns
+from polyshot.data.images import ImageReading
 from polyshot.data.inputs import InputLayout
 from polyshot.data.labels import LabelLayout
 from polyshot.data.pretrained import located
@@ -24,7 +25,8 @@ from polyshot.data.targets import Target, fit_target
 from polyshot.data.text import TokenReading
 from polyshot.errors import DataError
 from polyshot.study import Study
-from polyshot.study.model import Transformer
+from polyshot.study.data import Images
+from polyshot.study.model import ConvNet, CustomEncoder, TorchvisionModel, Transformer
 
 EXAMPLE_ROWS = 5
 
@@ -144,8 +146,8 @@ def prepare(study: Study, table: pd.DataFrame | None = None) -> Prepared:
     targets = [fit_target(name, task, table, study.targets[name], rows["train"]) for name, task in study.tasks.items()]
     labels = np.concatenate([target.read(table) for target in targets], axis=1)
     notes = _check_classes(targets, labels, rows)
-    tokens = _token_readings(study, columns, targets)
-    features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns, study.data.text, tokens)
+    tokens, images = _token_readings(study, columns, targets), _image_readings(study, columns)
+    features = Features.fit(table.iloc[rows["train"]], columns, study.data.columns, study.data.text, tokens, images)
     require_readable(study, features)
 
     def examples(split: str) -> Examples:
@@ -201,6 +203,13 @@ def _token_readings(study: Study, columns: Sequence[str], targets: Sequence[Targ
     return {name: TokenReading(model, settings.max_tokens, places.get(name, 0)) for name in read}
 
 
+def _image_readings(study: Study, columns: Sequence[str]) -> dict[str, ImageReading]:
+    """The columns of images, with means and deviations yet to be fitted."""
+    data = study.data
+    named = [name for name in columns if name in data.images or data.columns.get(name) == "image"]
+    return {name: ImageReading(data.images.get(name, Images()), study.folder) for name in named}
+
+
 def require_readable(study: Study, features: Features) -> None:
     """Check that the study's encoder reads what the columns gave.
 
@@ -208,13 +217,20 @@ def require_readable(study: Study, features: Features) -> None:
         DataError: for columns that it does not read, or none that it does.
     """
     encoder, layout = study.model.encoder, features.layout
-    if isinstance(encoder, Transformer):
-        numbers = [name for name in features.columns if name not in {place.column for place in layout.texts}]
-        if numbers:
-            raise DataError(
-                f"model.encoder: 'transformer' reads text only and '{numbers[0]}' is none; use kind 'mixed', or leave "
-                "the column out (data.ignore)"
-            )
+    texts, images = ([place.column for place in places] for places in (layout.texts, layout.images))
+    if images and study.model.image is None and not isinstance(encoder, CustomEncoder):
+        raise DataError(
+            f"model.encoder: '{encoder.kind}' reads no images, and the column '{images[0]}' is one; use cnn, "
+            "torchvision or, beside other columns, mixed"
+        )
+    if not isinstance(encoder, Transformer | ConvNet | TorchvisionModel):
+        return
+    read = texts if isinstance(encoder, Transformer) else images
+    if others := [name for name in features.columns if name not in read]:
+        raise DataError(
+            f"model.encoder: '{encoder.kind}' reads {'text' if read is texts else 'images'} only and '{others[0]}' is "
+            "none; use kind 'mixed', or leave the column out (data.ignore)"
+        )
 
 
 def _given(study: Study, table: pd.DataFrame) -> Tables:

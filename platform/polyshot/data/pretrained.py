@@ -6,6 +6,7 @@ Called by the reading of text columns and by the encoders of models. It trains n
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,7 @@ def _transformers(place: str) -> Any:
         import transformers
     except ImportError:
         raise ResourceError(f"{place}: needs transformers; install polyshot[text]") from None
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # said, it is not warned of where a process forks
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

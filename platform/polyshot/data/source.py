@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyshot.data.columns import with_text_names
+from polyshot.data.images import class_folders
 from polyshot.data.remote import fetched
 from polyshot.errors import DataError, PolyshotError, did_you_mean
 from polyshot.plugins import load_object
@@ -44,7 +45,8 @@ def read_table(source: Source, folder: Path, place: str = "data") -> pd.DataFram
 
 
 def read_path(source: str, folder: Path) -> pd.DataFrame:
-    """The rows of a CSV or Parquet file, of all of them in a folder, or of all that match a glob.
+    """The rows of a CSV or Parquet file, of all of them in a folder, or of all that match a glob; or the images of a
+    folder that has a folder for each class.
 
     `source` is relative to `folder` unless absolute, or an address (see `data.remote`). Files are read in the order of
     their names; their rows are numbered from 0.
@@ -55,6 +57,9 @@ def read_path(source: str, folder: Path) -> pd.DataFrame:
     if "://" in source:
         with fetched(source) as copies:
             return read_path(str(copies), copies)
+    whole = folder / Path(source).expanduser()
+    if whole.is_dir() and not _tables_in(whole.iterdir()) and (images := class_folders(whole)) is not None:
+        return images
     paths = _table_files(source, folder)
     tables = [_read_file(path) for path in paths]
     for path, table in zip(paths[1:], tables[1:], strict=True):

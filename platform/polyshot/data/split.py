@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from polyshot.data.columns import as_texts, counted, first_row, require_columns
+from polyshot.data.columns import as_texts, counted, first_row, require_columns, text_of
 from polyshot.errors import DataError
 from polyshot.study import Study
 
@@ -35,6 +35,7 @@ def split_rows(table: pd.DataFrame, study: Study, origin: Rows | None = None) ->
     split = study.data.split
     if split.column is not None:
         rows = _given(table, split.column)
+        _require_whole_groups(table, study, rows)
         _require_labels(table, study, rows)
         return rows
     generator = np.random.default_rng(split.seed)
@@ -72,6 +73,44 @@ def _given(table: pd.DataFrame, column: str) -> dict[str, Rows]:
     if empty := [name for name, of_split in rows.items() if not len(of_split)]:
         raise DataError(f"data.split.column: no row of the column '{column}' says '{empty[0]}'; give some")
     return rows
+
+
+def _require_whole_groups(table: pd.DataFrame, study: Study, rows: dict[str, Rows]) -> None:
+    group = study.data.group
+    if group is None:
+        return
+    _, group_of_row = groups_of_rows(table, group)
+    seen: dict[int, str] = {}
+    for name, of_split in rows.items():
+        for row, own in zip(of_split, group_of_row[of_split], strict=True):
+            if seen.setdefault(int(own), name) != name:
+                raise DataError(
+                    f"data.split.column: rows of the group {text_of(table[group].iloc[row])!r} are in {seen[int(own)]} "
+                    f"and in {name}; put each group into one split"
+                )
+
+
+def folds_of_rows(table: pd.DataFrame, study: Study, folds: int) -> Rows:
+    """The fold [N] of each row, from 0: whole groups with `data.group`, else rows, as evenly as the classes allow.
+
+    Raises:
+        DataError: when there are fewer rows or groups than folds.
+    """
+    origin = np.zeros(len(table), dtype=np.int64)
+    if study.data.group is not None:
+        units, unit_of_row = groups_of_rows(table, study.data.group)
+        strata = np.zeros(units, dtype=np.int64)
+    else:
+        units, unit_of_row = len(table), np.arange(len(table))
+        strata = _strata(table, study, origin)
+    if units < folds:
+        raise DataError(f"transfer.folds: {folds} were asked for and there are {units} rows or groups; lower it")
+    generator = np.random.default_rng(study.data.split.seed)
+    order = generator.permutation(units)
+    order = order[np.argsort(strata[order], kind="stable")]  # classes one after another, dealt out in turn
+    fold_of_unit = np.empty(units, dtype=np.int64)
+    fold_of_unit[order] = np.arange(units) % folds
+    return fold_of_unit[unit_of_row]
 
 
 def groups_of_rows(table: pd.DataFrame, column: str) -> tuple[int, Rows]:

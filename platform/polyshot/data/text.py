@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from polyshot.data.inputs import TextPlace
 from polyshot.data.pretrained import load_configuration, load_encoder, load_tokenizer, located
 from polyshot.data.words import holds_lists, words_of
 from polyshot.errors import DataError
@@ -129,6 +130,9 @@ class TokenReading:
     @property
     def width(self) -> int:
         return self.max_tokens + self.words
+
+    def place(self, column: str) -> TextPlace:
+        return TextPlace(column, self.max_tokens, self.words)
 
     def read(self, column: pd.Series) -> NDArray[np.float32]:
         """[N, max_tokens + words]. Ids are below 2^24, so that float32 holds them exactly."""

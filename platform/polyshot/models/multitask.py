@@ -14,7 +14,7 @@ from polyshot.data.inputs import InputLayout, layout_of
 from polyshot.data.targets import Target
 from polyshot.models.encoders import build_encoder
 from polyshot.models.encoders.factory import EncoderFactory
-from polyshot.models.encoders.transformer import TransformerEncoder
+from polyshot.models.encoders.media import MediaEncoder
 from polyshot.models.heads import HeadLayout, Heads, build_heads
 from polyshot.models.mixture import Mixture
 from polyshot.models.sharing import SharingScheme, build_sharing
@@ -54,7 +54,7 @@ class MultiTaskModel(nn.Module):
         return [
             (Rows(parameter, slice(None)), factor)
             for module in self.sharing.modules()
-            if isinstance(module, TransformerEncoder)
+            if isinstance(module, MediaEncoder)
             for parameter, factor in module.learning_rates()
         ]
 

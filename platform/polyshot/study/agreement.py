@@ -44,6 +44,9 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     for name in study.data.text:
         if (kind := study.data.columns.get(name, "text")) != "text":
             yield ("data", "text", name), f"data.columns calls the column '{kind}'; remove it from one of both"
+    for name in study.data.images:
+        if (kind := study.data.columns.get(name, "image")) != "image":
+            yield ("data", "images", name), f"data.columns calls the column '{kind}'; remove it from one of both"
     for name, task in study.tasks.items():
         labels = task.target if isinstance(task, MultilabelTask) else []
         if clashing := [label for label in labels if f"{name}_{label}" in study.tasks]:
@@ -53,11 +56,8 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
         yield ("data", "group"), f"'{study.data.group}' is a target column; group by another column"
     if study.data.split.column in owners:
         yield ("data", "split", "column"), f"'{study.data.split.column}' is a target column; name another one"
-    if study.data.split.column is not None and study.data.group is not None:
-        yield (
-            ("data", "split", "column"),
-            "says where each row belongs, and data.group draws groups; remove one of both",
-        )
+    if study.transfer.folds is not None and study.data.split.column is not None:
+        yield ("transfer", "folds"), "are drawn, and data.split.column says where each row belongs; remove one of both"
     yield from _sharing_disagreements(study)
     yield from _token_disagreements(study)
     episodes = study.meta.episodes

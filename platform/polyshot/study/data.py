@@ -37,7 +37,19 @@ class Split(Section):
         return self
 
 
-ColumnKind = Literal["numeric", "categorical", "boolean", "date", "text"]
+ColumnKind = Literal["numeric", "categorical", "boolean", "date", "text", "image"]
+
+
+class Images(Section):
+    """How a column of images is read (paths of files, or arrays of bytes), and what is done to them in training."""
+
+    size: int = Field(32, ge=2, multiple_of=2, description="Height and width that they are resized to, in pixels.")
+    channels: Literal[1, 3] = Field(3, description="3 for colours, 1 for shades of grey.")
+    normalise: Literal["data", "imagenet"] = Field(
+        "data", description="By means and deviations of the training rows' pixels, or of ImageNet's, for its weights."
+    )
+    flip: bool = Field(False, description="Mirror half of the images of each training batch.")
+    shift: int = Field(0, ge=0, description="Shift each image of a training batch by up to so many pixels.")
 
 
 class BagOfWords(Section):
@@ -109,6 +121,9 @@ class Data(Source):
     columns: dict[str, ColumnKind] = Field({}, description="Kinds of columns that should not be inferred.")
     text: dict[str, TextFeatures] = Field(
         {}, description="How columns of text are read; those that `columns` calls text, by default by `tfidf`."
+    )
+    images: dict[str, Images] = Field(
+        {}, description="How columns of images are read; those that `columns` calls image, by default as said below."
     )
     group: str | None = Field(None, description="A column whose rows stay together in one split (a school, a patient).")
     split: Split = Field(default_factory=Split)

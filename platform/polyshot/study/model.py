@@ -44,6 +44,49 @@ class Transformer(Section):
     )
 
 
+class ConvNet(Section):
+    """A small convolutional network: each layer halves the image and is twice as wide as the one before."""
+
+    kind: Literal["cnn"] = "cnn"
+    width: int = Field(32, ge=1, description="Channels of the first layer.")
+    layers: int = Field(3, ge=1, description="Number of convolutions.")
+    learning_rate_factor: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Of the learning rate, which is that of the heads."
+    )
+
+
+class TorchvisionModel(Section):
+    """A model of torchvision's, such as `resnet18`, without its last layer."""
+
+    kind: Literal["torchvision"]
+    model: str = Field("resnet18", min_length=1, description="Its name in torchvision.models.")
+    weights: str | None = Field(
+        None,
+        min_length=1,
+        description="A file of its weights (a state_dict, as torch.save writes it); nothing is fetched.",
+    )
+    small_images: bool | None = Field(
+        None, description="A ResNet that does not shrink images at its beginning; by default for up to 64 pixels."
+    )
+    learning_rate_factor: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="Of the learning rate, which is that of the heads."
+    )
+
+
+ImageEncoder = Annotated[
+    Annotated[ConvNet, Tag("cnn")] | Annotated[TorchvisionModel, Tag("torchvision")], kind_or("cnn")
+]
+
+
+class Mixed(Section):
+    """Columns of several kinds: an encoder for text, one for images, and a perceptron over these and the numbers."""
+
+    kind: Literal["mixed"]
+    text: Transformer | None = Field(None, description="For columns of text; without it `data.text` reads them.")
+    image: ImageEncoder | None = None
+    fusion: MLP = Field(default_factory=lambda: MLP(depth=1))
+
+
 class CustomEncoder(Section):
     """An encoder of the user's: `package.module:Class`, called with the number of inputs and `options`."""
 
@@ -139,7 +182,12 @@ Sharing = Annotated[
 
 
 Encoder = Annotated[
-    Annotated[MLP, Tag("mlp")] | Annotated[Transformer, Tag("transformer")] | Annotated[CustomEncoder, Tag("custom")],
+    Annotated[MLP, Tag("mlp")]
+    | Annotated[Transformer, Tag("transformer")]
+    | Annotated[ConvNet, Tag("cnn")]
+    | Annotated[TorchvisionModel, Tag("torchvision")]
+    | Annotated[Mixed, Tag("mixed")]
+    | Annotated[CustomEncoder, Tag("custom")],
     kind_or("mlp"),
 ]
 
@@ -153,4 +201,11 @@ class Model(Section):
     @property
     def text(self) -> Transformer | None:
         """The part of the encoder that reads columns of text as tokens, if it has one."""
-        return self.encoder if isinstance(self.encoder, Transformer) else None
+        encoder = self.encoder.text if isinstance(self.encoder, Mixed) else self.encoder
+        return encoder if isinstance(encoder, Transformer) else None
+
+    @property
+    def image(self) -> ConvNet | TorchvisionModel | None:
+        """The part of the encoder that reads columns of images, if it has one."""
+        encoder = self.encoder.image if isinstance(self.encoder, Mixed) else self.encoder
+        return encoder if isinstance(encoder, ConvNet | TorchvisionModel) else None

@@ -292,4 +292,4 @@ def _objects(value: object, *key: str) -> Iterator[tuple[str, str]]:
             yield from _objects(child, *key, str(index))
 
 
-_FREE_MAPPINGS = {"search.space", "data.arguments", "data.columns", "data.text", "model.encoder.options"}
+_FREE_MAPPINGS = {"search.space", "data.arguments", "data.columns", "data.text", "data.images", "model.encoder.options"}

@@ -187,6 +187,12 @@ class Transfer(Section):
     )
     per_class: bool = Field(False, description="Budgets are of each class of the first task (shots), not in all.")
     seeds: int = Field(3, ge=1, description="Repetitions, each with other weights, batches and labelled rows.")
+    folds: int | None = Field(
+        None,
+        ge=3,
+        description="Cross-validation: the rows (or groups) in so many parts, each of which is tested on once, "
+        "validated on once and else trained on, in place of the fractions of `data.split`. One repetition is all.",
+    )
     guard: bool = Field(True, description="Never give back a model that is worse on validation than no transfer.")
 
     @property

@@ -24,7 +24,7 @@ from polyshot.study import Study
 from polyshot.study.transfer import SourceRows
 from polyshot.transfer.model import Term, TransferModel, shared_tasks, take_heads, with_source_encoder
 from polyshot.transfer.problem import Problem
-from polyshot.transfer.start import Start, tuned
+from polyshot.transfer.start import Start, require_rows, tuned
 
 PREFIX = "source-"  # of the names of the source's tasks
 
@@ -46,6 +46,8 @@ def mixed(
         apart: a task that both have is two.
     """
     source = problem.source
+    if source.saved.features.layout.words or problem.shared.inputs.words:
+        require_rows(problem, settings.kind)  # type: ignore[attr-defined]  # as all that are registered have
     pairs = {} if apart else dict(shared_tasks(problem.targets, source))
     kept = [place for place in range(len(source.saved.targets)) if place not in pairs.values()]
     names = [source.saved.targets[place].task for place in kept]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from polyshot.data.inputs import InputLayout
 from polyshot.data.targets import Target
-from polyshot.models.encoders.transformer import TransformerEncoder
+from polyshot.models.encoders.media import MediaEncoder
 from polyshot.models.heads import Heads
 from polyshot.models.multitask import MultiTaskModel, build_model
 from polyshot.models.sharing import SharingScheme
@@ -114,7 +114,7 @@ class TransferModel(MultiTaskModel):
 
 def layers_of(encoder: nn.Module) -> list[nn.Module]:
     """The encoder's layers that have something to learn, from the bottom; one that does not say them is one layer."""
-    if isinstance(encoder, TransformerEncoder):
+    if isinstance(encoder, MediaEncoder):
         return encoder.layers
     blocks = getattr(encoder, "blocks", None)
     layers = list(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else [encoder]

@@ -21,6 +21,7 @@ from torch import Tensor
 from polyshot.data.features import Features
 from polyshot.data.labels import LabelLayout
 from polyshot.data.prepare import EXAMPLE_ROWS, Examples, Prepared, prepare
+from polyshot.data.split import folds_of_rows
 from polyshot.data.tables import read_tables
 from polyshot.data.targets import Target
 from polyshot.errors import DataError
@@ -30,6 +31,8 @@ from polyshot.study import Study
 from polyshot.training.baselines import SECTIONS, data_digest
 from polyshot.transfer.source import Source
 
+FOLD = "polyshot fold"  # the column that says a row's split in one fold
+_WORDS = np.array(["test", "validation", "train"], dtype=object)
 Budget = int | Literal["all"]
 Rows = NDArray[np.int64]
 
@@ -83,6 +86,28 @@ class TargetData:
             raise DataError("transfer: the tasks have tables of their own; make a study of one table for each")
         rows = read_tables(study).rows if table is None else table.reset_index(drop=True)
         return cls(study, rows, prepare(study, table))
+
+    @classmethod
+    def folds(cls, study: Study, table: pd.DataFrame | None = None) -> list[TargetData]:
+        """The same rows once for each fold of `transfer.folds`, which is its test, and the next one its validation.
+
+        Without cross-validation, one that is split as the study says.
+
+        Raises:
+            DataError: as `of`; and for fewer rows or groups than folds.
+        """
+        folds = study.transfer.folds
+        if folds is None:
+            return [cls.of(study, table)]
+        if len(study.tables) > 1:
+            raise DataError("transfer: the tasks have tables of their own; make a study of one table for each")
+        rows = read_tables(study).rows if table is None else table.reset_index(drop=True)
+        fold = folds_of_rows(rows, study, folds)
+        divided = study.with_values({"data.split.column": FOLD, "transfer.folds": None})
+        return [
+            cls.of(divided, rows.assign(**{FOLD: _WORDS[np.minimum((fold - place) % folds, 2)]}))
+            for place in range(folds)
+        ]
 
     @cached_property
     def digest(self) -> str:

@@ -24,7 +24,7 @@ from polyshot.saved_model import SavedModel
 from polyshot.study.transfer import SCRATCH, Distillation, MetaLearned, TransferMethod
 from polyshot.training.loop import Epoch
 from polyshot.transfer.methods import prepare
-from polyshot.transfer.problem import Budget, Problem, Sources, TargetData
+from polyshot.transfer.problem import FOLD, Budget, Problem, Sources, TargetData
 from polyshot.transfer.start import Predictions, Start, TransferRun, fresh
 
 
@@ -34,6 +34,7 @@ class Outcome:
 
     Attributes:
         method: its name in the study, or `scratch`.
+        fold: of the cross-validation, from 0; without one 0.
         labels: how many training rows had one.
         metrics: by split, all metrics of all tasks, as `task/metric`.
         predictions: by split.
@@ -44,6 +45,7 @@ class Outcome:
     method: str
     budget: Budget
     repetition: int
+    fold: int
     labels: int
     metrics: dict[str, dict[str, float]]
     predictions: dict[str, Predictions]
@@ -59,11 +61,13 @@ class Trial:
     Attributes:
         name: the method's.
         settings: the method's; None for training from scratch.
+        fold: of the cross-validation, from 0.
     """
 
     name: str
     settings: TransferMethod | None
     problem: Problem
+    fold: int = 0
 
     def begin(self) -> TransferRun:
         """A run that has not begun.
@@ -95,7 +99,8 @@ class Trial:
         started = time.perf_counter()
         run = self.begin()
         words = budget_words(self.problem.budget, self.problem.study.transfer.per_class)
-        activity = f"{self.name}, {words}, repetition {self.problem.repetition + 1}"
+        fold = f", fold {self.fold + 1}" if self.problem.study.data.split.column == FOLD else ""
+        activity = f"{self.name}, {words}, repetition {self.problem.repetition + 1}{fold}"
         progress.start(activity, run.study.training.epochs)
         for epoch in run.epochs():
             progress.advance(activity, epoch.number, f"validation loss {epoch.metrics['val/loss']:.4g}")
@@ -146,14 +151,15 @@ def _read(path: Path, trial: Trial) -> Outcome:
         method=trial.name,
         budget=problem.budget,
         repetition=problem.repetition,
+        fold=trial.fold,
         predictions=predictions,
         history=history,
         **saved,
     )
 
 
-def trials_of(target: TargetData, sources: Sources) -> list[Trial]:
-    """All trainings that the study asks for: budgets from small to large, and of each first those from scratch.
+def trials_of(target: TargetData, sources: Sources, fold: int = 0) -> list[Trial]:
+    """All trainings on one split: budgets from small to large, and of each first those from scratch.
 
     Raises:
         DataError: for a budget that the training split does not have, or that is too small for a task.
@@ -162,7 +168,7 @@ def trials_of(target: TargetData, sources: Sources) -> list[Trial]:
     methods: dict[str, TransferMethod | None] = {SCRATCH: None, **transfer.methods}
     budgets = sorted(transfer.budgets, key=lambda budget: math.inf if budget == "all" else budget)
     return [
-        Trial(name, settings, problem)
+        Trial(name, settings, problem, fold)
         for budget in budgets
         for problem in [Problem.of(target, sources, budget, number) for number in range(transfer.seeds)]
         for name, settings in methods.items()

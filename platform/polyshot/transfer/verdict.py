@@ -107,8 +107,12 @@ def verdict_of(difference: float, p_value: float) -> Verdict:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def comparison(study: Study, prepared: Prepared, outcomes: Iterable[Outcome]) -> pd.DataFrame:
+def comparison(study: Study, folds: Sequence[Prepared], outcomes: Iterable[Outcome]) -> pd.DataFrame:
     """One row per budget, task and method, those from scratch first.
+
+    Args:
+        folds: the target's rows as each fold of a cross-validation splits them, or as the only split does. Metrics are
+            means over folds, and a repetition is all of them.
 
     Columns: budget; labels (rows that had one); task; method; metric; value (on test, the mean over repetitions) and
     its 95 % interval low, high; difference from scratch (positive: better) and its interval difference_low,
@@ -123,7 +127,7 @@ def comparison(study: Study, prepared: Prepared, outcomes: Iterable[Outcome]) ->
     rows = []
     for budget, methods in by_budget.items():
         for task in study.tasks:
-            rows += _rows_of_task(study, prepared, budget, methods, task)
+            rows += _rows_of_task(study, folds, budget, methods, task)
     table = pd.DataFrame(rows)
     for task in study.tasks:
         own = table["task"] == task
@@ -132,12 +136,12 @@ def comparison(study: Study, prepared: Prepared, outcomes: Iterable[Outcome]) ->
 
 
 def _rows_of_task(
-    study: Study, prepared: Prepared, budget: Budget, methods: Mapping[str, Sequence[Outcome]], task: str
+    study: Study, folds: Sequence[Prepared], budget: Budget, methods: Mapping[str, Sequence[Outcome]], task: str
 ) -> list[dict[str, object]]:
     metric, place = study.tasks[task].metric, list(study.tasks).index(task)
     name = f"val/{task}/{metric}"
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    resampled, units = _resampled(study, prepared, budget, methods, place)
+    resampled, units = _resampled(study, folds, budget, methods, place)
     rows = []
     for method, outcomes in methods.items():
         values, scratch = (_of(found, "test", task, metric) for found in (outcomes, methods[SCRATCH]))
@@ -173,13 +177,37 @@ def _rows_of_task(
 
 
 def _of(outcomes: Sequence[Outcome], split: str, task: str, metric: str) -> NDArray[np.float64]:
-    return np.array([outcome.metrics[split][f"{task}/{metric}"] for outcome in outcomes])
+    """The metric of each repetition [S], the mean over its folds."""
+    repetitions = sorted({outcome.repetition for outcome in outcomes})
+    values = [
+        [found.metrics[split][f"{task}/{metric}"] for found in outcomes if found.repetition == repetition]
+        for repetition in repetitions
+    ]
+    return np.array(values, dtype=np.float64).mean(1)
 
 
 def _resampled(
-    study: Study, prepared: Prepared, budget: Budget, methods: Mapping[str, Sequence[Outcome]], place: int
+    study: Study, folds: Sequence[Prepared], budget: Budget, methods: Mapping[str, Sequence[Outcome]], place: int
 ) -> tuple[dict[str, NDArray[np.float64]], int]:
-    """By method, its metric on resamples of the test rows [R], the mean over repetitions; and how many were drawn."""
+    """By method, its metric on resamples of the test rows [R], the mean over repetitions and folds.
+
+    And how many rows, or groups, were drawn from. Each row is in the test of one fold, so that folds are drawn apart.
+    """
+    found = {method: np.zeros(RESAMPLES) for method in methods}
+    units = 0
+    for fold, prepared in enumerate(folds):
+        own = {method: [one for one in outcomes if one.fold == fold] for method, outcomes in methods.items()}
+        of_fold, drawn = _resampled_once(study, prepared, f"{budget}" if fold == 0 else f"{budget}/{fold}", own, place)
+        for method, values in of_fold.items():
+            found[method] += values / len(folds)
+        units += drawn
+    return found, units
+
+
+def _resampled_once(
+    study: Study, prepared: Prepared, seed: str, methods: Mapping[str, Sequence[Outcome]], place: int
+) -> tuple[dict[str, NDArray[np.float64]], int]:
+    """The same of one split."""
     target, examples = prepared.targets[place], prepared.test
     metric, own = study.tasks[target.task].metric, prepared.labels.columns[place]
     mask = examples.mask[:, own].numpy()
@@ -187,7 +215,7 @@ def _resampled(
     labels = as_judged(target, np.where(mask, examples.targets[:, own].double().numpy(), np.nan)[known])
     groups = prepared.groups.get("test")
     found = {method: np.full(RESAMPLES, np.nan) for method in methods}
-    for resamples, counts in draws(len(known), groups, derive_seed(study.seed, "transfer", str(budget))):
+    for resamples, counts in draws(len(known), groups, derive_seed(study.seed, "transfer", seed)):
         counts = counts[known]
         for method, outcomes in methods.items():
             each = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,16 +98,17 @@ def transfer(
         from polyshot.training.threads import use_threads
         from polyshot.transfer.problem import TargetData
 
-        target = TargetData.of(study, table)
+        targets = TargetData.folds(study, table)
+        target = targets[0]
         for note in (*target.own.notes, *sources.main.notes(target.table, study), tracker.store.words):
             progress.note(note)
         use_threads(study, target.own)
-        trials = checked_trials(target, sources)
+        trials = checked_trials(targets, sources)
         digest = f"{study.digest(*SECTIONS)}-{sources.main.digest}"
         with recorded(tracker, study, "transfer", digest, fresh=fresh) as recording:
             folder = recording.folder
             cache = folder.path / KEPT if fresh else study.storage_folder / KEPT
-            conclude(target, trials, cache, recording, progress)
+            conclude(study, targets, trials, cache, recording, progress)
     mlflow_id = recording.settle(progress)
     folder.close("finished")
     return read_result(folder.path, mlflow_id)
@@ -128,7 +129,7 @@ def check_scale(study: Study) -> None:
         )
 
 
-def checked_trials(target: TargetData, sources: Sources) -> list[Trial]:
+def checked_trials(targets: Sequence[TargetData], sources: Sources) -> list[Trial]:
     """All trainings of the study, of which each method has been built once: what cannot be built leaves no run behind.
 
     Raises:
@@ -136,7 +137,7 @@ def checked_trials(target: TargetData, sources: Sources) -> list[Trial]:
     """
     from polyshot.transfer.trials import trials_of
 
-    trials = trials_of(target, sources)
+    trials = [trial for fold, target in enumerate(targets) for trial in trials_of(target, sources, fold)]
     first = trials[0].problem
     for trial in trials:
         if trial.problem is first:
@@ -210,19 +211,31 @@ def _learner(name: str, study: Study) -> Any:
 
 
 def conclude(
-    target: TargetData, trials: Sequence[Trial], cache: Path, recording: Recording, progress: Progress
+    study: Study,
+    targets: Sequence[TargetData],
+    trials: Sequence[Trial],
+    cache: Path,
+    recording: Recording,
+    progress: Progress,
 ) -> None:
-    """Train what is not in `cache`, compare, save the model and log all of it; `read_result` reads what was found."""
+    """Train what is not in `cache`, compare, save the model and log all of it; `read_result` reads what was found.
+
+    Args:
+        targets: one, or one for each fold of a cross-validation.
+    """
     from polyshot.saved_model import write_model
     from polyshot.transfer.plots import metric_by_labels
     from polyshot.transfer.verdict import comparison, recommended
 
-    study, folder, parent = target.study, recording.folder, recording.run
+    folder, parent = recording.folder, recording.run
     outcomes = [trial.outcome(cache, progress) for trial in trials]
-    table = comparison(study, target.own, outcomes)
+    table = comparison(study, [target.own for target in targets], outcomes)
     best = recommended(table, study.transfer.guard)
     chosen = _chosen(study, trials, outcomes, best)
-    write_model(folder.path / "model", *chosen.model(cache))
+    saved, example = chosen.model(cache)
+    tree = saved.study.to_dict()
+    tree["data"]["split"] = study.data.split.model_dump(mode="json")  # not that of one fold
+    write_model(folder.path / "model", replace(saved, study=saved.study.with_tree(tree)), example)
     write_table(folder.path / _TABLE, table)
     write_json(folder.path / _CHOICE, {"recommended": best, "method": chosen.name})
 
@@ -240,14 +253,16 @@ def conclude(
 def _chosen(study: Study, trials: Sequence[Trial], outcomes: Sequence[Outcome], best: dict[str, str]) -> Trial:
     """Of the largest budget and the method recommended there, the repetition that is best on validation.
 
-    With the guard, the best one from scratch where that is better still.
+    With the guard, the best one from scratch where that is better still. Of a cross-validation, from the first fold:
+    others have other validation rows.
     """
     import numpy as np
 
     from polyshot.training.improvement import improvements
 
     budget = trials[-1].problem.budget
-    pairs = [pair for pair in zip(trials, outcomes, strict=True) if pair[1].budget == budget]
+    both = zip(trials, outcomes, strict=True)
+    pairs = [pair for pair in both if pair[1].budget == budget and pair[1].fold == 0]
     names = [f"{task}/{settings.metric}" for task, settings in study.tasks.items()]
     scratch = [outcome.metrics["validation"] for _, outcome in pairs if outcome.method == SCRATCH]
     yardstick = {name: float(np.mean([metrics[name] for metrics in scratch])) for name in names}

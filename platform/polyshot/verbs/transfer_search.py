@@ -117,11 +117,12 @@ def transfer_search(
     digest = f"{search_digest(study, *SECTIONS)}-{sources.main.digest}"
     if not fresh and (found := ended_search(study, "transfer", digest)):
         return _read_result(study, *found)
-    target = TargetData.of(study, table)
+    targets = TargetData.folds(study, table)
+    target = targets[0]
     for note in (*target.own.notes, *sources.main.notes(target.table, study), store.words):
         progress.note(note)
     use_threads(study, target.own)
-    checked_trials(target, sources)
+    checked_trials(targets, sources)
     subject = TransferLearning(target, sources, Objective(study.search.objective, _scratch(target, sources)))
     with ray_session(study):
         plan = plan_trials(study, nodes())
@@ -134,9 +135,11 @@ def transfer_search(
             sweep = Sweep(study, subject, folder, tracker, recording.run, progress)
             sweep.run(plan, started)
             best = sweep.best()
-            chosen = replace(target, study=study.with_values(best.user_attrs[VALUES]))
+            values = best.user_attrs[VALUES]
+            chosen = [replace(fold, study=fold.study.with_values(values)) for fold in targets]
             cache = folder.path / KEPT if fresh else study.storage_folder / KEPT
-            conclude(chosen, trials_of(chosen, sources), cache, recording, progress)
+            trials = [trial for fold, own in enumerate(chosen) for trial in trials_of(own, sources, fold)]
+            conclude(study.with_values(values), chosen, trials, cache, recording, progress)
             sweep.log(best)
     outcome = sweep.outcome(best) | {"mlflow_id": recording.settle(progress)}
     write_json(folder.path / RESULT, outcome)

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from polyshot.data.inputs import InputLayout, layout_of
 from polyshot.errors import RunError
+from polyshot.models.encoders.images import ImageEncoder
+from polyshot.models.encoders.mixed import MixedEncoder
 from polyshot.models.encoders.mlp import MLPEncoder
 from polyshot.models.encoders.transformer import TransformerEncoder
 from polyshot.plugins import load_object
 from polyshot.study import Study
-from polyshot.study.model import MLP, Transformer
+from polyshot.study.model import MLP, ConvNet, Mixed, TorchvisionModel, Transformer
 from polyshot.study.model import Encoder as EncoderSettings
 
 
@@ -58,6 +60,10 @@ def make_encoder(settings: EncoderSettings, inputs: int | InputLayout, folder: P
         return MLPEncoder(layout.width, settings)
     if isinstance(settings, Transformer):
         return TransformerEncoder(layout, settings, folder)
+    if isinstance(settings, ConvNet | TorchvisionModel):
+        return ImageEncoder(layout, settings, folder)
+    if isinstance(settings, Mixed):
+        return MixedEncoder(layout, settings, folder)
     make = load_object(settings.kind, folder, "model.encoder.kind")
     try:
         encoder = make(layout.width if layout.is_numbers else layout, **settings.options)

@@ -41,6 +41,11 @@ class EncoderFactory:
         return self._layout.width
 
     @property
+    def reads_media(self) -> bool:
+        """Whether rows are of text or images, beside numbers or alone."""
+        return not self._layout.is_numbers
+
+    @property
     def outputs(self) -> int:
         """H, the width of a representation."""
         return self._known[0]
