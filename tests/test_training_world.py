@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ MULTILABEL = {
 }
 
 
-def _train(values: dict, world: World, tasks: dict | None = None) -> dict:
+def _train(values: dict, world: World, tasks: dict | None = None, shard: bool = False) -> dict:
     """A run with its batches recorded: the first feature of a row is its number."""
     study = make_study(values, tasks)
     prepared = make_prepared(study)
@@ -37,17 +38,30 @@ def _train(values: dict, world: World, tasks: dict | None = None) -> dict:
                 batches.append((given[0][:, 0] * 203).round().int().tolist()) if module.training else None
             )
         )
-        return model if world.size == 1 else DistributedDataParallel(model, forward_sync_buffers=False)
+        if world.size == 1 or shard:
+            return model
+        return DistributedDataParallel(model, forward_sync_buffers=False)
 
-    run = TrainingRun(study, prepared, world=world, wrap=wrap)
+    run = TrainingRun(study, prepared, world=world, wrap=wrap, shard=shard)
+    if shard:  # interrupted, and taken up again
+        first, run = run, TrainingRun(study, prepared, world=world, wrap=wrap, shard=True)
+        parts = list(itertools.islice(first.epochs(), 2))
+        run.load_state_dict(first.state_dict())
+        assert len(parts) == len(run.history)
     list(run.epochs())
+    state = run.state_dict()
     return {
         "history": [epoch.metrics for epoch in run.history],
         "batches": batches,
         "validation": run.evaluate(prepared.validation),
-        "model": run.model.state_dict(),
-        "kept": run.best_weights,
+        "model": state["model"],
+        "kept": state["best_weights"],
+        "own": sum(parameter.numel() for parameter in map(_own_part, run.model.parameters())),
     }
+
+
+def _own_part(parameter: torch.nn.Parameter) -> torch.Tensor:
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def _worker(rank: int, folder: str) -> None:
@@ -68,6 +82,7 @@ def _worker(rank: int, folder: str) -> None:
         "from first": world.from_first(torch.tensor([5.0 + rank])),
         "run": _train(VALUES, world),
         "normalised": _train(NORMALISED, world),
+        "sharded": _train(VALUES, world, shard=True),
         "multilabel": _train(VALUES | {"training.sampling.kind": "joint"}, world, MULTILABEL),
     }
     torch.save(found, f"{folder}/{rank}.pt")
@@ -135,9 +150,19 @@ def test_a_multilabel_task_has_the_same_losses_and_metrics_for_one_and_two_worke
         assert found["multilabel"]["validation"] == pytest.approx(alone["validation"], rel=1e-4)
 
 
+def test_workers_that_each_have_a_part_of_the_parameters_train_as_one_does(workers, alone):
+    parts = [found["sharded"]["own"] for found in workers]
+    assert sum(parts) == alone["own"] and max(parts) < 0.6 * alone["own"]
+    for found in workers:
+        for mine, theirs in zip(found["sharded"]["history"], alone["history"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
+        for name, value in alone["model"].items():
+            torch.testing.assert_close(found["sharded"]["model"][name], value, rtol=1e-3, atol=1e-5)
+
+
 def test_workers_agree_to_the_last_bit(workers):
     first, second = workers
-    for run in ("run", "normalised", "multilabel"):
+    for run in ("run", "normalised", "sharded", "multilabel"):
         assert first[run]["history"] == second[run]["history"]
         assert first[run]["validation"] == second[run]["validation"]
         for name, value in first[run]["model"].items():

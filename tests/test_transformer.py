@@ -333,6 +333,23 @@ def test_a_saved_model_needs_nothing_but_its_folder(tiny, tmp_path) -> None:
     assert len(loaded.predict(longer)["slots"][0].split()) == 20
 
 
+def test_the_command_trains_and_the_logged_model_labels_words(tiny, tmp_path, polyshot) -> None:
+    import mlflow
+
+    requests(90).to_csv(tmp_path / "requests.csv", index=False)
+    study = study_of(tiny, {"data.source": "requests.csv", "training.epochs": 2, "training.steps_per_epoch": 3})
+    (tmp_path / "study.yaml").write_text(study.to_yaml())
+    outcome = polyshot("train", "study.yaml", "--json")
+    assert outcome.code == 0, outcome.err
+    requests(6, seed=2)[["words"]].to_csv(tmp_path / "rows.csv", index=False)
+    assert polyshot("predict", "requests", "rows.csv", "-o", "predicted.csv").code == 0
+    predicted = pd.read_csv(tmp_path / "predicted.csv")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/polyshot-runs/mlflow.db")
+    logged = mlflow.pyfunc.load_model(f"runs:/{outcome.json()['mlflow_run_id']}/model")
+    assert list(logged.predict(pd.read_csv(tmp_path / "rows.csv"))["slots"]) == list(predicted["slots"])
+    assert len(logged.input_example) == 5
+
+
 # --- transfer --------------------------------------------------------------------------------------------------------
 
 

@@ -60,6 +60,7 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
         yield ("transfer", "folds"), "are drawn, and data.split.column says where each row belongs; remove one of both"
     yield from _sharing_disagreements(study)
     yield from _token_disagreements(study)
+    yield from _shard_disagreements(study)
     episodes = study.meta.episodes
     if isinstance(episodes, GroupEpisodes) and episodes.task is not None and episodes.task not in study.tasks:
         yield ("meta", "episodes", "task"), f"names no task of this study.{did_you_mean(episodes.task, study.tasks)}"
@@ -106,6 +107,7 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
 # more than one.
 ONE_BY_ONE = ("fixed", "random", "uncertainty", "dwa", "imtl_l")
 WHOLE_BATCHES = ("rows", "joint")
+SHARDED = ("fixed", "random", "uncertainty", "dwa", "gls", "stch", "imtl_l")  # one backward pass, and none after a step
 LINEAR = ("fixed", "dwa")  # what is descended is a sum over the labels of a batch, with weights known before
 
 
@@ -156,3 +158,18 @@ def _token_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     if getattr(study.balance, "at", "parameters") == "features":
         message = "gradients are compared at one vector a row, and tasks of kind tokens read one for each word"
         yield ("balance", "at"), f"{message}; use parameters"
+
+
+def _shard_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
+    """What cannot be done with parameters of which each worker has a part."""
+    if not study.scale.shard:
+        return
+    place: Key = ("scale", "shard")
+    if study.balance.kind not in SHARDED:
+        yield place, f"needs a balancer that weighs losses, and balance.kind is '{study.balance.kind}'; use fixed"
+    if study.model.sharing.kind != "hard":
+        yield place, f"needs one encoder, and model.sharing.kind is '{study.model.sharing.kind}'; use hard"
+    if any(task.learning_rate_factor != 1 for task in study.tasks.values()):
+        yield place, "divides the heads, and a task has a learning_rate_factor; remove it"
+    if study.training.precision == "float16":
+        yield place, "has no loss scaling, which float16 needs; use bfloat16"

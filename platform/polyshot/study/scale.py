@@ -16,6 +16,11 @@ class Scale(Section):
     min_workers: int | None = Field(
         None, ge=1, description="Go on with so few where nodes are missing, and with all again when there is room."
     )
+    shard: bool = Field(
+        False,
+        description="Divide parameters, gradients and the optimiser's state over the workers (FSDP), for encoders that "
+        "fill a device: with hard sharing and balancers that weigh losses.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: a GPU where there is one.")
     threads: int | None = Field(
         None,

@@ -90,7 +90,10 @@ def _multi_task(study: Study, prepared: TrainingData, device: torch.device, worl
         # Buffers are averaged by the loop, once an epoch.
         return model if world.size == 1 else DistributedDataParallel(model, forward_sync_buffers=False)
 
-    return TrainingRun(study, prepared, device=device, world=world, wrap=wrap)
+    shard = study.scale.shard and world.size > 1
+    return TrainingRun(
+        study, prepared, device=device, world=world, wrap=(lambda model: model) if shard else wrap, shard=shard
+    )
 
 
 def distribute(study: Study, work: Work[Any], folder: Path, *, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
@@ -325,24 +328,31 @@ def lead(run: DistributedRun, parts: Iterator[Epoch | None], meeting: Meeting) -
                 epochs.flush()
             if epoch is not None or now - looked >= _POLL_SECONDS:
                 stopping, looked = meeting.stop.exists(), now
-            if run.finished or stopping or now - saved >= run.study.training.checkpoint_seconds:
+            due = run.finished or stopping or now - saved >= run.study.training.checkpoint_seconds
+            save, stop = due and fault is None, stopping or fault is not None
+            _first_says(run, save, stop)
+            if save:
                 fault = _saved(run, meeting)
                 saved = time.monotonic()
-            if _agreed(run, stopping or fault is not None):
+            if stop:
                 break
     return fault
 
 
 def follow(run: DistributedRun, parts: Iterator[Epoch | None]) -> None:
-    """The other workers train along, as long as the first one wants to."""
+    """The other workers train along, as long as the first one wants to, and help it to save."""
     for _ in parts:
-        if _agreed(run, False):
+        save, stop = _first_says(run)
+        if save:
+            run.state_dict()  # of which each worker may have a part
+        if stop:
             return
 
 
-def _agreed(run: DistributedRun, stop: bool) -> bool:
-    """Whether the first worker wants to stop; all must ask."""
-    return bool(run.world.from_first(torch.tensor(float(stop), device=run.device)))
+def _first_says(run: DistributedRun, save: bool = False, stop: bool = False) -> tuple[bool, bool]:
+    """Whether the first worker saves, and whether it stops; all must ask."""
+    said = run.world.from_first(torch.tensor([float(save), float(stop)], device=run.device)).tolist()
+    return bool(said[0]), bool(said[1])
 
 
 def _saved(run: DistributedRun, meeting: Meeting) -> RunError | None:

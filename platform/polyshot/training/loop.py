@@ -65,12 +65,14 @@ class TrainingRun:
         device: torch.device | None = None,
         world: World | None = None,
         wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+        shard: bool = False,
         model: MultiTaskModel | None = None,
         balancer: Balancer | None = None,
     ):
         """
         Args:
             wrap: makes the model data-parallel where `world` has more than one worker.
+            shard: in place of that, divides it over the workers.
             model: trained in place of a fresh one of the study's.
             balancer: in place of the study's.
         """
@@ -86,6 +88,11 @@ class TrainingRun:
 
         model = model or build_model(study, data.inputs, data.targets)
         self.model = model.to(self.device)
+        self._sharded = shard
+        if shard:
+            from polyshot.training.sharding import divide  # its imports take a second, which other runs are spared
+
+            divide(self.model)
         self._losses = TaskLosses(study, data.targets, self.model.layout)
         self._task_weights = torch.tensor(list(study.task_weights.values()), device=self.device)
         self.balancer = (balancer or build_balancer(study)).to(self.device)
@@ -239,9 +246,12 @@ class TrainingRun:
         """The model's outputs [N, O] for all rows, computed by all workers together."""
         self.model.eval()
         mine = self.world.share(data.features)
+        own = len(mine)
+        if self._sharded:  # all workers must compute as many parts, since they exchange parameters for each
+            mine = torch.cat([mine, data.features[: -(-len(data.features) // self.world.size) - own]])
         with self._autocast():
             parts = [self.model(rows).float() for rows in mine.split(_EVALUATION_ROWS)]
-        return self.world.gather(torch.cat(parts), len(data.features))
+        return self.world.gather(torch.cat(parts)[:own], len(data.features))
 
     def evaluate(self, data: Examples) -> dict[str, float]:
         """Every metric of every task, as `task/metric`, of the best epoch's weights on `data`.
@@ -287,9 +297,10 @@ class TrainingRun:
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on: tensors and plain values only, so that it loads with `weights_only=True`.
 
-        The tensors are the run's own, which later epochs change: write them away before training goes on.
+        The tensors are the run's own, which later epochs change: write them away before training goes on. All workers
+        of a run that is sharded must ask together.
         """
-        return {
+        state = {
             "model": self.model.state_dict(),
             "balancer": self.balancer.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -298,8 +309,19 @@ class TrainingRun:
             "history": [asdict(epoch) for epoch in self.history],
             "best_weights": self.best_weights,
         }
+        if self._sharded:
+            from polyshot.training.sharding import whole
+
+            return whole(state)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._sharded:
+            from polyshot.training.sharding import divided_like
+
+            own = self.model.state_dict()
+            like = {"model": own, "best_weights": own, "optimiser": self._optimiser.state_dict()}
+            state = state | {name: divided_like(state[name], part) for name, part in like.items()}
         self.model.load_state_dict(state["model"])
         self.balancer.load_state_dict(state["balancer"])
         self._optimiser.load_state_dict(state["optimiser"])
