@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import STUDY, learnable_table
+from PIL import Image
 
 Prepare = Callable[[Path], None]
 
@@ -61,6 +62,20 @@ def assign(column: str, value: object, rows: slice = slice(None)) -> Callable[[p
     return change
 
 
+def photos(name: str) -> Prepare:
+    """Images of one class."""
+
+    def prepare(folder: Path) -> None:
+        (folder / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "photos" / name / "1.png")
+
+    return prepare
+
+
+PHOTOS = (
+    ("source: houses.csv", "source: houses.csv\n  columns: {photo: image}"),
+    ("{width: 16, depth: 1}", "{kind: mixed, image: {kind: cnn}}"),
+)
 GROUPED = ("source: houses.csv", "source: houses.csv\n  group: street")
 
 
@@ -167,6 +182,22 @@ CASES: dict[str, tuple[Prepare, list[str]]] = {
     "learning rate that diverges": (
         study(("epochs: 4", "epochs: 4\n  optimiser: {kind: sgd, learning_rate: 1e30}")),
         ["diverged", "learning_rate"],
+    ),
+    "image that is not there": (
+        both(study(*PHOTOS), table(lambda t: t.assign(photo="nowhere.png"))),
+        ["'photo' in row", "nowhere.png", "not there"],
+    ),
+    "image that is none": (
+        both(study(*PHOTOS), table(lambda t: t.assign(photo="photo.png")), text(b"no image", "photo.png")),
+        ["'photo' in row", "photo.png", "no image"],
+    ),
+    "folder of one class": (
+        both(study(("houses.csv", "photos")), photos("day")),
+        ["photos", "one folder only, 'day'"],
+    ),
+    "encoder that reads no numbers": (
+        study(("{width: 16, depth: 1}", "{kind: cnn}")),
+        ["model.encoder", "'cnn' reads images only", "mixed"],
     ),
     "encoder without outputs": (
         study(("{width: 16, depth: 1}", "{kind: 'torch.nn:Identity'}")),

@@ -56,6 +56,7 @@ def feature_columns(table: pd.DataFrame, study: Study) -> list[str]:
     require_columns(table, data.ignore, "data.ignore")
     require_columns(table, list(data.columns), "data.columns")
     require_columns(table, list(data.text), "data.text")
+    require_columns(table, list(data.images), "data.images")
     require_columns(table, [data.group] if data.group else [], "data.group")
     require_columns(table, [data.split.column] if data.split.column else [], "data.split.column")
     left_out = {*data.ignore, *(column for columns in targets.values() for column in columns)}

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # tables are looked at without torch, too
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,12 @@ class InputLayout:
 
     def images_of(self, rows: Tensor) -> Iterator[tuple[Tensor, ImagePlace]]:
         """Of each column of images, its bytes [B, C, S, S] and what is known of it."""
+        from torch import uint8
+
         start = self.width - sum(place.width for place in self.images)
         for place in self.images:
             packed = rows[:, start : start + place.width].contiguous()
-            yield packed.view(torch.uint8).reshape(-1, place.channels, place.size, place.size), place
+            yield packed.view(uint8).reshape(-1, place.channels, place.size, place.size), place
             start += place.width
 
 
