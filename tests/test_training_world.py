@@ -56,12 +56,13 @@ def _train(values: dict, world: World, tasks: dict | None = None, shard: bool = 
         "validation": run.evaluate(prepared.validation),
         "model": state["model"],
         "kept": state["best_weights"],
-        "own": sum(parameter.numel() for parameter in map(_own_part, run.model.parameters())),
+        "own": sum(map(_own_part, run.model.state_dict().values())),
     }
 
 
-def _own_part(parameter: torch.nn.Parameter) -> torch.Tensor:
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+def _own_part(parameter: torch.Tensor) -> int:
+    """How many numbers of a parameter this worker has."""
+    return (parameter.to_local() if hasattr(parameter, "to_local") else parameter).numel()
 
 
 def _worker(rank: int, folder: str) -> None:

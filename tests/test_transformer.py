@@ -353,7 +353,7 @@ def test_the_command_trains_and_the_logged_model_labels_words(tiny, tmp_path, po
 # --- transfer --------------------------------------------------------------------------------------------------------
 
 
-def transferring(tiny, tasks: dict, methods: dict, target_tasks: dict | None = None) -> tuple[Source, Problem]:
+def transferring(tiny, tasks: dict, target_tasks: dict | None = None) -> tuple[Source, Problem]:
     """A source of requests, and a problem of forty more with fewer labels."""
     known = {task: own for task, own in TASKS.items() if task in tasks}
     ignored = {"data.ignore": [task for task in TASKS if task not in tasks]}
@@ -363,19 +363,18 @@ def transferring(tiny, tasks: dict, methods: dict, target_tasks: dict | None = N
     source = Source("there", SavedModel(study, run.model.eval(), prepared.features, prepared.targets), study)
     own = {task: own for task, own in TASKS.items() if task in (target_tasks or tasks)}
     ignored = {"data.ignore": [task for task in TASKS if task not in own]}
-    transfer = {"transfer": {"methods": methods}}
-    target = study_of(tiny, {"training.epochs": 2, **ignored, **transfer}, own)
+    target = study_of(tiny, {"training.epochs": 2, **ignored}, own)
     return source, Problem.of(TargetData.of(target, requests(120, seed=5)), Sources(source), 40, 0)
 
 
 @pytest.fixture(scope="module")
 def of_rows(tiny):
-    return transferring(tiny, {"intent": ..., "length": ...}, {})
+    return transferring(tiny, {"intent": ..., "length": ...})
 
 
 @pytest.fixture(scope="module")
 def of_words(tiny):
-    return transferring(tiny, {"intent": ...}, {}, {"intent": ..., "slots": ...})
+    return transferring(tiny, {"intent": ...}, {"intent": ..., "slots": ...})
 
 
 def transferred(problem: Problem, source: Source, method: dict, tmp_path) -> TransferRun:

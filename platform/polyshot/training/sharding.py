@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from polyshot.models.encoders.media import MediaEncoder
+from polyshot.models.encoders.images import ImageEncoder
+from polyshot.models.encoders.transformer import TransformerEncoder
 
 
 def divide(model: nn.Module) -> None:
@@ -23,7 +24,7 @@ def divide(model: nn.Module) -> None:
     device = next(model.parameters()).device.type
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
     for module in list(model.modules()):
-        if isinstance(module, MediaEncoder):
+        if isinstance(module, TransformerEncoder | ImageEncoder):  # whose layers are called as modules
             for layer in module.layers:
                 fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
