@@ -61,8 +61,8 @@ def test_every_mistake_is_reported_at_once_with_its_line(tmp_path):
     found = problems(tmp_path, text)
     assert found == [
         "study.yaml:10 seed: must be a valid integer, got 'zero'",
-        "study.yaml:6 tasks.passed: kind must be one of regression, binary, multiclass, multilabel, tokens, got 'binry'. "
-        "Did you mean 'binary'?",
+        "study.yaml:6 tasks.passed: kind must be one of regression, binary, multiclass, multilabel, tokens, got "
+        "'binry'. Did you mean 'binary'?",
         "study.yaml:8 model.encoder.width: must be a valid integer, got 1.5",
         "study.yaml:8 model.encoder.dept: unknown key 'dept'. Did you mean 'depth'?",
         "study.yaml:9 trainng: unknown key 'trainng'. Did you mean 'training'?",

@@ -88,7 +88,7 @@ class ImageReading:
         pixels = self._unpacked(packed)
         for place, (row, value) in enumerate(column.items()):
             if isinstance(value, np.ndarray | list) or not pd.isna(value):
-                pixels[place] = self._pixels(value, f"the column '{column.name}' in {row_name(row)}")  # type: ignore[arg-type]
+                pixels[place] = self._pixels(value, f"the column '{column.name}' in {row_name(row)}")
         return packed
 
     def _unpacked(self, packed: NDArray[np.float32]) -> Pixels:

@@ -60,7 +60,8 @@ class InputLayout:
     @property
     def width(self) -> int:
         """F."""
-        return self.numbers + sum(place.width for place in (*self.texts, *self.images))
+        widths = [*(place.width for place in self.texts), *(place.width for place in self.images)]
+        return self.numbers + sum(widths)
 
     @property
     def words(self) -> int:

@@ -47,7 +47,7 @@ def load_encoder(model: str, place: str, *, pretrained: bool = True) -> nn.Modul
     """
     network: nn.Module = _loaded("weights" if pretrained else "architecture", model, place)
     if getattr(network, "pooler", None) is not None:
-        network.pooler = None  # nothing reads it
+        network.register_module("pooler", None)  # nothing reads it
     return network.eval()
 
 

@@ -138,7 +138,7 @@ def torchvision_model(
         stem = network.conv1
         if small:
             network.conv1 = nn.Conv2d(channels, stem.out_channels, 3, padding=1, bias=False)
-            network.maxpool = nn.Identity()  # type: ignore[assignment]
+            network.maxpool = nn.Identity()
         elif channels != stem.in_channels:
             network.conv1 = nn.Conv2d(channels, stem.out_channels, 7, stride=2, padding=3, bias=False)
     elif settings.small_images:

@@ -38,7 +38,7 @@ class Adapter(nn.Module):
         return features + self.up(torch.relu(self.down(features)))
 
 
-def _adapted(adapter: Adapter, _layer: nn.Module, _inputs: object, output: Any) -> Any:
+def _adapted(adapter: nn.Module, _layer: nn.Module, _inputs: object, output: Any) -> Any:
     """A layer's output after its adapter; some layers of transformers give more, behind it."""
     return (adapter(output[0]), *output[1:]) if isinstance(output, tuple) else adapter(output)
 
