@@ -18,6 +18,7 @@ from polyshot.models.multitask import build_model
 from polyshot.saved_model import SavedModel, save_model, write_model
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 from polyshot.training.loop import TrainingRun
+from polyshot.transfer.extraction import hidden_features
 from polyshot.transfer.methods import prepare as begin
 from polyshot.transfer.problem import Problem, Sources, TargetData
 from polyshot.transfer.source import Source
@@ -339,7 +340,7 @@ def test_the_command_trains_and_the_logged_model_labels_words(tiny, tmp_path, po
     requests(90).to_csv(tmp_path / "requests.csv", index=False)
     study = study_of(tiny, {"data.source": "requests.csv", "training.epochs": 2, "training.steps_per_epoch": 3})
     (tmp_path / "study.yaml").write_text(study.to_yaml())
-    outcome = polyshot("train", "study.yaml", "--json")
+    outcome = polyshot("train", "study.yaml", "--no-baselines", "--json")
     assert outcome.code == 0, outcome.err
     requests(6, seed=2)[["words"]].to_csv(tmp_path / "rows.csv", index=False)
     assert polyshot("predict", "requests", "rows.csv", "-o", "predicted.csv").code == 0
@@ -348,6 +349,19 @@ def test_the_command_trains_and_the_logged_model_labels_words(tiny, tmp_path, po
     logged = mlflow.pyfunc.load_model(f"runs:/{outcome.json()['mlflow_run_id']}/model")
     assert list(logged.predict(pd.read_csv(tmp_path / "rows.csv"))["slots"]) == list(predicted["slots"])
     assert len(logged.input_example) == 5
+
+
+def test_features_are_extracted_of_rows_and_not_of_tokens(tiny) -> None:
+    study = study_of(tiny)
+    prepared = prepare(study, requests(100))
+    model = build_model(study, prepared.inputs, prepared.targets).eval()
+    saved = SavedModel(study, model, prepared.features, prepared.targets)
+    found = hidden_features(saved, requests(100))
+    with torch.no_grad():
+        expected = model.sharing.encoder(torch.from_numpy(prepared.features.transform(requests(100))))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(RunError, match="a vector for each token; use representation"):
+        hidden_features(saved, requests(100), "sharing.encoder.network.encoder.layer.0")
 
 
 # --- transfer --------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from polyshot.errors import RunError, did_you_mean
+from polyshot.models.encoders.media import MediaEncoder
+from polyshot.models.encoders.transformer import TransformerEncoder
 from polyshot.saved_model import SavedModel
 
 REPRESENTATION = "representation"  # what the heads read
@@ -26,7 +28,9 @@ def hidden_features(saved: SavedModel, table: pd.DataFrame, layer: str = REPRESE
         DataError: when a feature's column is missing or holds what it did not hold in training.
     """
     rows = torch.from_numpy(saved.features.transform(table))
-    parts = [_outputs(saved, part, layer) for part in rows.split(_ROWS_AT_ONCE)]
+    encoders = [module for module in saved.model.modules() if isinstance(module, MediaEncoder)]
+    at_once = min([_ROWS_AT_ONCE, *(encoder.rows_at_once for encoder in encoders)])  # so that none divides them further
+    parts = [_outputs(saved, part, layer) for part in rows.split(at_once)]
     return torch.cat(parts).numpy()
 
 
@@ -58,6 +62,10 @@ def _outputs(saved: SavedModel, rows: Tensor, layer: str) -> Tensor:
         hook.remove()
     if not seen:
         raise RunError(f"--layer: '{layer}' gives no tensor when the model predicts; name another layer")
+    if seen[-1].dim() == 3 and any(isinstance(other, TransformerEncoder) for other in saved.model.modules()):
+        raise RunError(
+            f"--layer: '{layer}' gives a vector for each token; use {REPRESENTATION}, which has one for each row"
+        )
     return _by_row(seen[-1], len(rows), layer)
 
 
