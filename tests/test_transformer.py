@@ -189,6 +189,9 @@ def test_words_need_an_encoder_that_reads_them(tiny) -> None:
         Study.from_dict({"name": "s", "data": {"source": "x.csv"}, "tasks": {"slots": TASKS["slots"]}})
     with pytest.raises(StudyError, match=r"balance\.at.*one for each word"):
         study_of(tiny, {"balance": {"kind": "mgda", "at": "features"}})
+    with pytest.raises(StudyError, match=r"max_tokens: the encoder reads 32 tokens at most, got 33"):
+        study = study_of(tiny, {"model.encoder.max_tokens": 33})
+        build_model(study, (prepared := prepare(study, requests())).inputs, prepared.targets)
     with pytest.raises(DataError, match="'transformer' reads text only and 'length' is none"):
         prepare(study_of(tiny, tasks={"intent": {"kind": "binary"}, "slots": TASKS["slots"]}), requests())
 

@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _FITTED = 10_000  # images whose pixels tell means and deviations
 _MODES = {1: "L", 3: "RGB"}
-_NORMS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+_IMAGENET = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.449,), (0.226,))}  # of grey: the means of both
 
 
 class ImageReading:
@@ -51,19 +51,21 @@ class ImageReading:
 
     def fit(self, column: pd.Series) -> ImageReading:
         """The same reading with the means and deviations of the column's pixels, or ImageNet's if the study says so."""
-        if self.settings.normalise != "data":
-            means, deviations = _NORMS[self.settings.normalise]
-            if self.settings.channels == 1:
-                means, deviations = (float(np.mean(means)),), (float(np.mean(deviations)),)  # type: ignore[assignment]
-        else:
-            known = column.dropna()
-            pixels = self._unpacked(self.read(known.iloc[:: -(-len(known) // _FITTED)]))  # [N, C, S, S]
-            counts = [np.bincount(pixels[:, channel].ravel(), minlength=256) for channel in range(pixels.shape[1])]
-            levels = np.arange(256) / 255
-            averages = [float(np.average(levels, weights=count)) for count in counts]
-            spreads = [np.average((levels - mean) ** 2, weights=n) for mean, n in zip(averages, counts, strict=True)]
-            means, deviations = tuple(averages), tuple(max(float(s) ** 0.5, 1 / 255) for s in spreads)  # type: ignore[assignment]
-        return ImageReading(self.settings, self._folder, means, deviations)
+        of_images = self._moments(column) if self.settings.normalise == "data" else _IMAGENET[self.settings.channels]
+        return ImageReading(self.settings, self._folder, *of_images)
+
+    def _moments(self, column: pd.Series) -> tuple[list[float], list[float]]:
+        """Mean and deviation of each channel."""
+        known = column.dropna()
+        pixels = self._unpacked(self.read(known.iloc[:: -(-len(known) // _FITTED)]))  # [N, C, S, S]
+        levels = np.arange(256) / 255
+        means, deviations = [], []
+        for channel in range(pixels.shape[1]):
+            count = np.bincount(pixels[:, channel].ravel(), minlength=256)
+            means.append(float(np.average(levels, weights=count)))
+            variance = float(np.average((levels - means[-1]) ** 2, weights=count))
+            deviations.append(max(variance**0.5, 1 / 255))  # images of one colour
+        return means, deviations
 
     @property
     def width(self) -> int:

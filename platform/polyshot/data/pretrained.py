@@ -48,7 +48,7 @@ def load_encoder(model: str, place: str, *, pretrained: bool = True) -> nn.Modul
     network: nn.Module = _loaded("weights" if pretrained else "architecture", model, place)
     if getattr(network, "pooler", None) is not None:
         network.register_module("pooler", None)  # nothing reads it
-    return network.eval()
+    return network.float().eval()  # some are kept in half precision
 
 
 def load_configuration(model: str, place: str) -> Any:

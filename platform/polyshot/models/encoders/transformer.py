@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polyshot.data.inputs import InputLayout
 from polyshot.data.pretrained import load_encoder, located
-from polyshot.errors import DataError
+from polyshot.errors import DataError, Problem, StudyError
 from polyshot.models.encoders.media import MediaEncoder
 from polyshot.study.model import Transformer
 
@@ -32,12 +32,17 @@ class TransformerEncoder(MediaEncoder):
         """
         Raises:
             DataError: when there is no such encoder, or none of the columns is text.
+            StudyError: when the encoder does not read as many tokens.
         """
         if not inputs.texts:
             raise DataError(
                 "model.encoder: 'transformer' reads columns of text and there is none; say which in data.columns"
             )
         network = load_encoder(located(settings.model, folder), "model.encoder.model", pretrained=settings.pretrained)
+        most = getattr(network.config, "max_position_embeddings", None)
+        if most is not None and settings.max_tokens > most:
+            message = f"the encoder reads {most} tokens at most, got {settings.max_tokens}; lower it"
+            raise StudyError([Problem("model.encoder.max_tokens", message)])
         hidden = int(network.config.hidden_size)  # type: ignore[union-attr, arg-type]
         super().__init__(inputs, hidden * len(inputs.texts), settings.learning_rate_factor, settings.layer_decay)
         if settings.checkpoint_activations:
