@@ -189,9 +189,10 @@ def test_words_need_an_encoder_that_reads_them(tiny) -> None:
         Study.from_dict({"name": "s", "data": {"source": "x.csv"}, "tasks": {"slots": TASKS["slots"]}})
     with pytest.raises(StudyError, match=r"balance\.at.*one for each word"):
         study_of(tiny, {"balance": {"kind": "mgda", "at": "features"}})
+    long = study_of(tiny, {"model.encoder.max_tokens": 33})
+    prepared = prepare(long, requests())
     with pytest.raises(StudyError, match=r"max_tokens: the encoder reads 32 tokens at most, got 33"):
-        study = study_of(tiny, {"model.encoder.max_tokens": 33})
-        build_model(study, (prepared := prepare(study, requests())).inputs, prepared.targets)
+        build_model(long, prepared.inputs, prepared.targets)
     with pytest.raises(DataError, match="'transformer' reads text only and 'length' is none"):
         prepare(study_of(tiny, tasks={"intent": {"kind": "binary"}, "slots": TASKS["slots"]}), requests())
 
