@@ -159,7 +159,7 @@ class _Convolution:
 
 
 _Places = tuple[Any, Any, Any]  # stride, padding and dilation
-_POINTWISE: _Places = (1, 0, 1)
+_POINTWISE: _Places = ((1, 1), (0, 0), (1, 1))
 
 
 def _places(module: nn.Conv2d) -> _Places:
@@ -167,15 +167,37 @@ def _places(module: nn.Conv2d) -> _Places:
 
 
 def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, places: _Places) -> Tensor:
-    """[T, N, in, H, W] → [T, N, out, H', W'], tasks side by side as groups of channels."""
+    """[T, N, in, H, W] → [T, N, out, H', W'], with one weight for all tasks or one for each."""
     tasks = len(images)
-    if weight.dim() == 4:  # one weight for all: the tasks' rows are one batch, which is a view of the folded images
-        rows = _fold(images).unflatten(1, (tasks, -1)).flatten(0, 1)
-        outputs = F.conv2d(rows, weight, bias, *places)
+    if weight.shape[-3:].numel() <= _FEW_INPUTS and not isinstance(places[1], str):
+        return _by_columns(images, weight, bias, places)
+    if weight.dim() == 4:  # the tasks' rows are one batch
+        outputs = F.conv2d(_rows(images), weight, bias, *places)
         return outputs.unflatten(0, (-1, tasks)).transpose(0, 1)
+    # Tasks are side by side, as groups of channels.
     flat_bias = None if bias is None else bias.flatten()
     outputs = F.conv2d(_fold(images), weight.flatten(0, 1), flat_bias, *places, groups=tasks)
     return _unfold(outputs, tasks)
+
+
+# Of a kernel. With one channel, a convolution keeps the processor waiting; a product of matrices does not.
+_FEW_INPUTS = 32
+
+
+def _by_columns(images: Tensor, weight: Tensor, bias: Tensor | None, places: _Places) -> Tensor:
+    """`_convolution` as one product with the patches of the images, which need no gradient in a first layer."""
+    stride, padding, dilation = places
+    columns = F.unfold(_rows(images), weight.shape[-2:], dilation, padding, stride)  # [N·T, in·h·w, H'·W']
+    outputs = torch.matmul(weight.flatten(-3), columns.unflatten(0, (-1, len(images))))  # [N, T, out, H'·W']
+    if bias is not None:
+        outputs = outputs + bias.unsqueeze(-1)
+    height = (images.shape[3] + 2 * padding[0] - dilation[0] * (weight.shape[-2] - 1) - 1) // stride[0] + 1
+    return outputs.unflatten(3, (height, -1)).transpose(0, 1)
+
+
+def _rows(images: Tensor) -> Tensor:
+    """[T, N, C, ...] → [N·T, C, ...]; a view of what `_fold` made."""
+    return _fold(images).unflatten(1, (len(images), -1)).flatten(0, 1)
 
 
 @dataclass(frozen=True)

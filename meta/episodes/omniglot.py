@@ -40,7 +40,7 @@ def _packed(path: Path) -> tuple[Tensor, NDArray[np.int64]]:
 
 
 def _downloaded(folder: Path) -> tuple[Tensor, NDArray[np.int64]]:
-    from torchvision.datasets import Omniglot  # type: ignore[import-untyped]  # it has no stubs
+    from torchvision.datasets import Omniglot
 
     pictures, labels = [], []
     try:
