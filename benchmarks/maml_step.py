@@ -206,12 +206,25 @@ def measure(updates: dict[str, Update], rounds: int, turn_seconds: float) -> dic
     return seconds
 
 
+def profile(update: Update, turns: int = 3) -> str:
+    """The operators that the processor's time of an update goes to, by their shares."""
+    activity = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity]) as profiler:
+        for _ in range(turns):
+            update()
+    averages = profiler.key_averages()
+    total = sum(operator.self_cpu_time_total for operator in averages)
+    largest = sorted(averages, key=lambda operator: operator.self_cpu_time_total, reverse=True)[:6]
+    return ", ".join(f"{operator.key} {100 * operator.self_cpu_time_total / total:.0f} %" for operator in largest)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=CASES, choices=CASES)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--turn-seconds", type=float, default=0.3, help="Of each contender in each round.")
     parser.add_argument("--no-compile", dest="compiled", action="store_false")
+    parser.add_argument("--profile", action="store_true", help="Say where the time of the fastest of ours goes.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"\nProcessor time of one meta-update, medians of {options.rounds} turns; {machine()}\n")
@@ -230,6 +243,8 @@ def main() -> None:
         cells = [ratio(who) for who in ("eager", "compiled", "higher", "TorchOpt")]
         base = f"{1000 * statistics.median(theirs):.1f} ms"
         print(f"| {name} | {base} | " + " | ".join(cells) + f" | {compilation:.0f} s |", flush=True)
+        if options.profile:
+            print(f"{name}: {profile(updates.get('compiled', updates['eager']))}", file=sys.stderr)
 
 
 if __name__ == "__main__":
