@@ -195,8 +195,13 @@ class MultiTaskRegressor(RegressorMixin, _MultiTaskEstimator):
         sharing: what tasks share: a kind of the study's `model.sharing`, or the section as a mapping.
         balance: how their losses or gradients are balanced: a kind of `balance`, or the section.
         task_weights: one for each column of y; equal by default.
-        width, depth, dropout: of the encoder.
-        epochs, batch_size, learning_rate, weight_decay: of training.
+        width: units of each hidden layer.
+        depth: hidden layers.
+        dropout: share of units that is dropped while training.
+        epochs: at most so many.
+        batch_size: rows per update.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW.
         validation_fraction: of the rows, by which the epoch is chosen.
         patience: epochs without a better validation loss before training stops; None trains all of them.
         values: any other values of the study, by dotted key, such as {"training.clip_norm": 1.0}.

@@ -40,9 +40,10 @@ STEPS = (
     ),
     Step(
         ("meta", "digits.yaml"),
-        "Can a network learn to tell apart two digits that it has never seen, from one picture of each?",
-        "Each row is a method in the same few-shot tasks, after so many steps on the labelled pictures. The verdicts "
-        "are differences to each baseline. Where a simple method wins, use that one.",
+        "Can a network learn to tell apart five shapes that it has never seen (digits, upright or turned), from one "
+        "picture of each?",
+        "Each row is a method in the same few-shot tasks. The verdicts are differences to each baseline. Where a "
+        "simple method is as good, use that one.",
     ),
     Step(
         ("transfer", "progression.yaml"),
