@@ -40,8 +40,9 @@ def submit(
         study: the study with the values that `options` set, where they set any.
         address: of the cluster's Jobs API (see `cluster.jobs.Jobs`).
         with_data: upload tables that stand beside the study file.
-        cpus, gpus: for the job's own process, which trains a study of one worker; by default it runs on the head, and
-            keeps nothing from trials and workers.
+        cpus: for the job's own process, which trains a study of one worker; by default it runs on the head, and keeps
+            nothing from trials and workers.
+        gpus: the same.
 
     Raises:
         PolyshotError: for a study that a cluster could not run, an upload that is too large, a cluster that does not
