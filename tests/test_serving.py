@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 from conftest import STUDY, learnable_table
 
+from polyshot.errors import RunError
+
 ROW = {"size": 104.5, "age": 12, "town": "Birch", "garden": True, "built": "2008-05-01", "street": 3}
 
 
@@ -154,6 +156,16 @@ def test_the_command_that_it_prints_works_as_it_stands(server):
     command = next(line for line in server.words if line.startswith("try")).removeprefix("try").strip()
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert set(json.loads(done.stdout)["predictions"][0]) == {"price", "sold", "sold_probability"}
+
+
+def test_a_model_of_images_is_not_served_since_requests_would_name_files_of_the_server(model):
+    from polyshot.saved_model import SavedModel
+    from polyshot.serving import application
+
+    saved = SavedModel.load(model)
+    saved.features.kinds["photo"] = "image"
+    with pytest.raises(RunError, match=r"reads images \('photo'\), which are not served; use `polyshot predict`"):
+        application(saved)
 
 
 def test_a_port_that_is_taken_is_said(server, model, polyshot):

@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from polyshot.data.columns import row_name
-from polyshot.errors import DataError, ResourceError, did_you_mean
+from polyshot.errors import DataError, ResourceError, RunError, did_you_mean
 from polyshot.saved_model import SavedModel
 
 MAX_BYTES = 64 * 2**20  # of one request
@@ -43,6 +43,7 @@ def serve_model(model: SavedModel, host: str, port: int, started: Callable[[str]
         started: called with the server's address once it listens.
 
     Raises:
+        RunError: for a model that reads images.
         ResourceError: when the address cannot be listened on.
         KeyboardInterrupt: after a SIGINT, when all requests under way are answered.
     """
@@ -59,7 +60,13 @@ def application(model: SavedModel, only_loopback: bool = True) -> Starlette:
     `POST /invocations` predicts; `GET /ping` and `/health` answer once the model is loaded; `GET /` tells what the
     model reads and gives; `/version` is MLflow's. Nothing is answered to web pages of other sites: there are no CORS
     headers, a body must declare its type, and with `only_loopback` the address asked for must be this machine's.
+
+    Raises:
+        RunError: for a model that reads images.
     """
+    pictures = [name for name, kind in model.features.kinds.items() if kind == "image"]
+    if pictures:  # a path in a request would be one of this machine's files
+        raise RunError(f"the model reads images ('{pictures[0]}'), which are not served; use `polyshot predict`")
     about = _about(model)
 
     async def invocations(request: Request) -> Response:

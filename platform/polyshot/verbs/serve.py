@@ -28,7 +28,7 @@ def serve(
         tell: is given what a user should know, a line at a time, once the server listens.
 
     Raises:
-        RunError: when there is no such run, or its model reads pictures.
+        RunError: when there is no such run, or its model reads images.
         ResourceError: when the address cannot be listened on.
         KeyboardInterrupt: after Ctrl-C, once the requests under way are answered.
     """
