@@ -15,6 +15,10 @@ import pandas as pd
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew-pictures", action="store_true", help="Write what the browser shows to docs/images.")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Small models on one thread: on a busy machine, two threads that wait for each other take many times as long."""

@@ -281,7 +281,7 @@ def test_the_command_prints_matrix_and_groups_records_them_and_writes_studies_th
     assert run.data.metrics["affinity/a/c"] == pytest.approx(float(rows[0]["c"]))
     assert 0 <= run.data.metrics["conflict/a/c"] <= run.data.metrics["conflict/a/b"]
     for place, names in {
-        "": {"study.yaml", "affinity.csv", "conflict.csv", "groups.json", "groups", "plots"},
+        "": {"study.yaml", "affinity.csv", "conflict.csv", "groups.json", "groups", "plots", "report.html"},
         "plots": {"plots/affinity.png"},
         "groups": {"groups/1-a-c.yaml", "groups/2-b-d.yaml"},
     }.items():

@@ -71,13 +71,15 @@ class Seen(Progress):
     def __init__(self):
         self.steps: list[tuple[int, str]] = []
         self.bests: list[dict[str, float]] = []
+        self.bests_of_any: list[dict[str, float]] = []
 
     def advance(self, activity: str, completed: int, words: str = "") -> None:
         if activity == "search":
             self.steps.append((completed, words))
 
-    def best(self, values: dict[str, float]) -> None:
+    def best(self, values: dict[str, float], of_any: dict[str, float]) -> None:
         self.bests.append(dict(values))
+        self.bests_of_any.append(dict(of_any))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -297,10 +297,11 @@ def meta(
     console.print()
     if len(result.verdicts):
         _print_table(console, result.verdicts, "meta-learnt over each baseline (positive: better), mean ± paired 95 %")
-    console.print(f"\nlearner   {_shown(result.folder) / 'learner'}")
+    console.print(f"\nreport    {_near(result.folder) / 'report.html'}")
+    console.print(f"learner   {_near(result.folder) / 'learner'}")
     support = {"groups": "support.csv", "classes": "support/"}.get(study.meta.episodes.kind)
     in_python = "in Python: polyshot.meta.saved.SavedLearner.load(learner).adapt(x, y)"
-    console.print(f"adapt     {f'polyshot adapt {_shown(result.folder)} {support}' if support else in_python}")
+    console.print(f"adapt     {f'polyshot adapt {_near(result.folder)} {support}' if support else in_python}")
 
 
 @app.command(rich_help_panel=FEW)
@@ -319,7 +320,7 @@ def adapt(
 
     result = run_adapt(run, support, steps=steps, storage=storage)
     kind, place = ("pictures", "pictures/") if Path(support).is_dir() else ("rows", "rows.csv")
-    typer.echo(f"adapted to {result.rows} labelled {kind}\npredict   polyshot predict {_shown(result.folder)} {place}")
+    typer.echo(f"adapted to {result.rows} labelled {kind}\npredict   polyshot predict {_near(result.folder)} {place}")
 
 
 @app.command(rich_help_panel=FEW)
@@ -476,6 +477,27 @@ def compare(
 
 
 @app.command(rich_help_panel=LOOK)
+def report(
+    run: Annotated[
+        str,
+        typer.Argument(help="A run's folder, a study's name or file, or an MLflow run id.", autocompletion=_runs),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The HTML file; else report.html in the run's folder.")
+    ] = None,
+    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+    show: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
+) -> None:
+    """Write a run's report: one HTML page with verdict, tables, plots, and how to run it again."""
+    from polyshot.verbs.report import report as write_report
+
+    path = write_report(run, storage=storage, output=output)
+    typer.echo(_near(path))
+    if show:
+        typer.launch(path.resolve().as_uri())
+
+
+@app.command(rich_help_panel=LOOK)
 def ui(
     study_file: Annotated[
         Path | None,
@@ -568,6 +590,39 @@ def logs(
     from polyshot.verbs.jobs import logs as read
 
     typer.echo(read(job, address), nl=False)
+
+
+@app.command(rich_help_panel=LOOK)
+def watch(
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's folder, a study's name or file, an MLflow run id; or a job of a cluster.",
+            autocompletion=_runs,
+        ),
+    ],
+    address: Address = None,
+    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+) -> None:
+    """Watch a run of another process, or with --address a job, until it ends. Ctrl-C leaves it running."""
+    if address is not None:
+        raise typer.Exit(_follow(run, address))
+    from polyshot.display import Display
+    from polyshot.verbs.watch import watch as run_watch
+
+    try:
+        with Display(sys.stderr) as display:
+            ended = run_watch(run, storage=storage, progress=display)
+    except KeyboardInterrupt:
+        typer.echo("the run goes on", err=True)
+        raise typer.Exit(130) from None
+    words = {
+        "finished": "; polyshot report shows what came of it",
+        "interrupted": "; the same command goes on from there",
+    }
+    typer.echo(f"{run}: {ended}{words.get(ended, '')}", err=True)
+    if ended != "finished":
+        raise typer.Exit(1)
 
 
 @app.command(rich_help_panel=CLUSTER)
@@ -710,26 +765,15 @@ def _write_rows(table: pd.DataFrame, output: Path) -> None:
 def _print_table(console: Console, table: pd.DataFrame, title: str) -> None:
     from rich.table import Table
 
+    from polyshot.report.words import short_names
+
     shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name, words in zip(table.columns, _short(table.columns), strict=True):
+    for name, words in zip(table.columns, short_names(table.columns), strict=True):
         justify = "right" if table[name].dtype.kind in "if" else "left"
         shown.add_column(words, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in table.itertuples(index=False):
         shown.add_row(*(_word(value) for value in row))
     console.print(shown)
-
-
-def _short(names: Iterable[str]) -> list[str]:
-    """Each dotted key by its last parts, as many as tell it from the others: `read.weight`, `learning_rate`."""
-    parts = [str(name).split(".") for name in names]
-    return [
-        next(
-            ".".join(own[-length:])
-            for length in range(1, len(own) + 1)
-            if sum(other[-length:] == own[-length:] for other in parts) == 1 or length == len(own)
-        )
-        for own in parts
-    ]
 
 
 def _word(value: Any) -> str:
@@ -806,7 +850,7 @@ def _print_groups(console: Console, study_file: Path, result: AffinityResult) ->
     values = [", ".join(f"{value:+.3g}" for value in row) for row in result.groups["predicted"]]
     console.print("\nProposed networks, and what they are predicted to give the tasks they serve (0: as alone):")
     _print_table(console, pd.concat([lists, pd.Series(values, lists.index, name="predicted")], axis=1), "")
-    console.print(f"\nplot      {_near(result.folder)}/plots/affinity.png")
+    console.print(f"\nreport    {_near(result.folder) / 'report.html'}")
     for path in result.studies:
         console.print(f"train     polyshot train {_near(path)}")
     if result.is_partition and len(result.studies) > 1:
@@ -823,13 +867,10 @@ def _near(path: Path) -> Path:
 def _print_next(console: Console, study: Study, folder: Path) -> None:
     store = "" if study.storage == "polyshot-runs" else f" --storage {study.storage}"
     folder = _near(folder)
-    console.print(f"\nmodel     {folder / 'model'}")
+    console.print(f"\nreport    {folder / 'report.html'}")
+    console.print(f"model     {folder / 'model'}")
     console.print(f"predict   polyshot predict {folder} rows.csv")
     console.print(f"compare   polyshot compare {study.name}{store}, or polyshot ui{store} for MLflow")
-
-
-def _shown(folder: Path) -> Path:
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 # --- the entry -------------------------------------------------------------------------------------------------------

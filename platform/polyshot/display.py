@@ -34,6 +34,7 @@ class Display(Progress):
         self._ids: dict[str, int] = {}
         self._totals: dict[str, int | None] = {}
         self._best: dict[str, float] = {}
+        self._best_of_any: dict[str, float] = {}
         self._last_line: dict[str, float] = {}
         self._live = Live(console=self._console, refresh_per_second=8, transient=True)
 
@@ -75,10 +76,10 @@ class Display(Progress):
             self._bars.stop_task(task)  # type: ignore[arg-type]
             self._refresh()
 
-    def best(self, values: dict[str, float]) -> None:
+    def best(self, values: dict[str, float], of_any: dict[str, float]) -> None:
         if self._plain and values != self._best:
             self._console.print("best trial: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
-        self._best = values
+        self._best, self._best_of_any = values, of_any
         self._refresh()
 
     def note(self, text: str) -> None:
@@ -90,6 +91,7 @@ class Display(Progress):
         if not self._best:
             self._live.update(self._bars)
             return
-        table = Table("best trial", *self._best, box=None, padding=(0, 2))
-        table.add_row("", *(f"{value:.4g}" for value in self._best.values()))
+        table = Table("", *self._best, box=None, padding=(0, 2))
+        for words, values in (("best trial", self._best), ("best of any trial", self._best_of_any)):
+            table.add_row(words, *(f"{values[name]:.4g}" if name in values else "" for name in self._best))
         self._live.update(Group(self._bars, table))

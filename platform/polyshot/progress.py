@@ -15,8 +15,8 @@ class Progress:
     def finish(self, activity: str, words: str = "") -> None:
         """The activity has ended."""
 
-    def best(self, values: dict[str, float]) -> None:
-        """What the best trial so far has reached, by metric name."""
+    def best(self, values: dict[str, float], of_any: dict[str, float]) -> None:
+        """What the best trial so far has reached, by metric name; and the best that any trial has, for each metric."""
 
     def note(self, text: str) -> None:
         """Something that the user should read and that is not an error."""

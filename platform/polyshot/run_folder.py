@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -120,6 +121,28 @@ def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search", 
     return max(runs, key=lambda folder: _read_state(folder).get("started", 0.0))
 
 
+def find_run(run: str, storage: Path) -> Path:
+    """The folder of the run that `run` names: a run's folder or `<study>/<run>` in `storage`; a study's file, folder or
+    name (its newest run); or an MLflow run id.
+
+    Raises:
+        RunError: when it names none.
+    """
+    places = [Study.load(run).storage_folder] if run.endswith((".yaml", ".yml")) else [Path(run), storage / run]
+    for place in places:
+        if (place / "run.json").is_file():
+            return place
+        if own := [state.parent for state in place.glob("*-*/run.json")]:
+            return max(own, key=lambda folder: _read_state(folder).get("started", 0.0))
+    for state in storage.glob("*/*/run.json"):
+        if _read_state(state.parent).get("mlflow_id") == run:
+            return state.parent
+    raise RunError(
+        f"'{run}' is neither a run's folder, nor a study file, nor a study or an MLflow run in {storage}; "
+        "give one of these"
+    )
+
+
 def write_json(path: Path, value: Any) -> None:
     """As `write_atomically`."""
     write_atomically(path, lambda file: file.write(json.dumps(value, indent=2).encode()))
@@ -128,6 +151,13 @@ def write_json(path: Path, value: Any) -> None:
 def write_table(path: Path, table: pd.DataFrame) -> None:
     """Rows as JSON with every digit (pandas rounds), and null for what is undefined; as `write_atomically`."""
     write_json(path, table.astype(object).where(table.notna(), None).to_dict(orient="records"))
+
+
+def write_improvement(folder: Path, improvement: float, interval: tuple[float, float], seeds: int = 1) -> None:
+    """Keep Δm on test and its interval, which is over test rows or, of several, over seeds, in a run's folder."""
+    values = dict(zip(("improvement", "low", "high"), (improvement, *interval), strict=True))
+    known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    write_json(folder / "improvement.json", known | {"seeds": seeds})
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -32,6 +32,7 @@ from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Status, Tracker
 from polyshot.training.baselines import Baseline
 from polyshot.training.loop import Epoch
+from polyshot.training.metrics import is_better
 
 ACTIVITY = "search"
 _KEPT_CHECKPOINTS = 3
@@ -215,7 +216,7 @@ class Recorder(tune.Callback):
     def _show(self) -> None:
         self._progress.advance(ACTIVITY, len(self._ended()), self._words())
         if best := self._best():
-            self._progress.best(best)
+            self._progress.best(best, self._best_of_any())
 
     def _words(self) -> str:
         ended = self._ended()
@@ -224,10 +225,17 @@ class Recorder(tune.Callback):
         now = time.time()
         minutes = (now - self._began) / 60
         words = [f"{len(ended) - failed - stopped} done, {stopped} stopped, {failed} failed"]
+        left = []  # minutes
         if minutes > 0 and (rate := (len(ended) - self._ended_before) / minutes):
             words.append(f"{rate:.3g} a minute")
+            if (trials := self._study.search.trials) is not None:
+                left.append((trials - len(ended)) / rate)
         if (limit := self._study.search.minutes) is not None:
-            words.append(f"{(now - self._started) / 60:.1f} of {limit:g} minutes")
+            used = (now - self._started) / 60
+            words.append(f"{used:.1f} of {limit:g} minutes")
+            left.append(limit - used)
+        if left and min(left) > 0:
+            words.append(f"about {min(left):.2g} minutes left")
         return "; ".join(words)
 
     def _best(self) -> dict[str, float]:
@@ -237,6 +245,15 @@ class Recorder(tune.Callback):
             return {}
         improvement = {"improvement": self._objective_value(order[0])} if self._is_improvement else {}
         return improvement | validation_metrics(order[0])
+
+    def _best_of_any(self) -> dict[str, float]:
+        """Of each task's metric, the best that any trial has reached."""
+        best: dict[str, float] = {}
+        for trial in self._ended():
+            for name, value in validation_metrics(trial).items():
+                if math.isfinite(value) and (name not in best or is_better(name.rpartition("/")[2], value, best[name])):
+                    best[name] = value
+        return best
 
     @property
     def _is_improvement(self) -> bool:

@@ -27,7 +27,7 @@ from ray.tune.experiment import Trial
 from polyshot.errors import RunError
 from polyshot.progress import Progress
 from polyshot.report import plots
-from polyshot.run_folder import RunFolder, read_table, runs, write_table
+from polyshot.run_folder import RunFolder, read_table, runs, write_json, write_table
 from polyshot.searching.importances import parameter_importances
 from polyshot.searching.objective import Objective
 from polyshot.searching.protocol import ERROR, STOPPED
@@ -43,6 +43,7 @@ from polyshot.training.checkpoint import load_checkpoint
 
 RESULT = "result.json"  # what a verb writes when its search has ended; see `ended_search`
 _TRIALS, _TRIALS_TABLE, _BEST_STUDY, _JOURNAL = "trials.json", "trials.csv", "best-study.yaml", "optuna.journal"
+_SEARCHED = "search.json"  # what was optimised, and which parameters mattered
 _WAITING_MEMORY = 2**20  # bytes; Tune wants a trial to ask for something
 # Tune's own logs of every trial, its display and its handler of SIGINT: Polyshot has its own ways for them.
 _TUNE_SETTINGS = {
@@ -157,6 +158,8 @@ class Sweep:
         for name in (_TRIALS_TABLE, _BEST_STUDY):
             self._parent.log_artifact(path / name)
         importances = parameter_importances(self.optuna)
+        about = {"objective": objective.name, "direction": objective.direction, "importances": importances}
+        write_json(path / _SEARCHED, about)
         for figure in plots.search_figures(trials, objective.name, objective.direction, importances, path / "plots"):
             self._parent.log_artifact(figure, "plots")
 

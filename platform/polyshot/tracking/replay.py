@@ -31,6 +31,9 @@ PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters that MLflow takes
 CUT = " … (cut)"
 MENDABLE = (401, 403, 408, 429)  # answers of a server that is to be configured otherwise, or asked later
 
+# The UI then opens with training runs and charts; without it, as for applications of language models.
+_OF_MODELS = {"mlflow.experimentKind": "custom_model_development"}
+
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +72,9 @@ class Replay:
         if experiment is None:
             location = None if self._server else str(store.artifacts)
             try:
-                return str(self._client.create_experiment(store.experiment, artifact_location=location))
+                return str(
+                    self._client.create_experiment(store.experiment, artifact_location=location, tags=_OF_MODELS)
+                )
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -180,17 +185,19 @@ class Replay:
                     raise
                 run_id = None  # deleted in MLflow
         if run_id is None:
-            run_id = self._create(key, event["name"], event["time"], event["parent"])
+            run_id = self._create(
+                key, event["name"], event["tags"].get("polyshot.kind", "polyshot"), event["time"], event["parent"]
+            )
         self.state.runs[key] = run_id
         self._collect(event | {"event": "tags", "values": event["tags"]})
         self._collect(event | {"event": "params", "values": event["params"]})
 
-    def _create(self, key: str, name: str, time: int, parent: str | None) -> str:
+    def _create(self, key: str, name: str, kind: str, time: int, parent: str | None) -> str:
         tags = {
             KEY_TAG: key,
             SPOOL_TAG: self._spool_id,
             "mlflow.user": _user(),
-            "mlflow.source.name": "polyshot",
+            "mlflow.source.name": kind,  # a column that everybody sees
             "mlflow.source.type": "LOCAL",
         }
         if parent is not None:
@@ -206,7 +213,7 @@ class Replay:
     def _run_id(self, key: str) -> str:
         """The run of a key; where its start is not known any more, the run that carries the key, or a bare new one."""
         if key not in self.state.runs:
-            self.state.runs[key] = self._find(key) or self._create(key, key, 0, None)
+            self.state.runs[key] = self._find(key) or self._create(key, key, "polyshot", 0, None)
         return self.state.runs[key]
 
     def _find(self, key: str) -> str | None:

@@ -104,6 +104,7 @@ def affinity(
         digest = f"{study.digest(*SECTIONS)}-{method}-{networks}"
         params = {"affinity.method": method, "affinity.networks": networks}
         with recorded(tracker, study, "affinity", digest, params=params) as recording:
+            progress = recording.kept(progress)
             folder = recording.folder
             result = _affinity(study, prepared, method, networks, folder.path, recording.run, progress)
     mlflow_id = recording.settle(progress)
@@ -156,6 +157,7 @@ def _affinity(
         index=pd.RangeIndex(1, len(groups) + 1, name="network"),
     )
     write_json(folder / "groups.json", proposed.to_dict(orient="records"))
+    write_json(folder / "affinity.json", {"method": method, "networks": networks})
     studies = _write_studies(study, proposed["tasks"].tolist(), folder / "groups")
 
     for artifact in (*(f"{name}.csv" for name in tables), "groups.json", "groups"):

@@ -119,6 +119,7 @@ def meta_learn(
             resources.enter_context(ray_session(study))
             check_resources(study)
         with recorded(tracker, study, "meta", study.digest(*SECTIONS), fresh=fresh) as recording:
+            progress = recording.kept(progress)
             folder, parent = recording.folder, recording.run
             _fit(run, folder.path, parent, progress)
             conclude(run, baselines, folder.path, parent, progress)

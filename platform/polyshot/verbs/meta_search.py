@@ -133,6 +133,7 @@ def meta_search(
             Tracker.open(study) as tracker,
             recorded(tracker, study, "meta", digest, fresh=fresh, reopen_finished=True) as recording,
         ):
+            progress = recording.kept(progress)
             folder, parent = recording.folder, recording.run
             sweep = Sweep(study, subject, folder, tracker, parent, progress)
             sweep.run(plan, started)

@@ -20,7 +20,7 @@ from polyshot.outcomes import log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
 from polyshot.report import plots
 from polyshot.results import comparison, delta_m, hurt_tasks, verdict_words
-from polyshot.run_folder import read_table, write_json, write_table
+from polyshot.run_folder import read_table, write_improvement, write_json, write_table
 from polyshot.saved_model import save_model
 from polyshot.searching.objective import Objective
 from polyshot.searching.record import log_baseline_once
@@ -118,6 +118,7 @@ def search(
             Tracker.open(study) as tracker,
             recorded(tracker, study, "search", digest, fresh=fresh, reopen_finished=True) as recording,
         ):
+            progress = recording.kept(progress)
             run = _Search(study, table, prepared, recording, progress)
             run.sweep.run(plan, started)
             outcome = run.conclude()
@@ -167,6 +168,7 @@ class _Search:
         log_outcome(self.parent, together, improvement)
         self.sweep.log(best)
         self._log(run, metrics)
+        write_improvement(self.folder.path, improvement["test"], intervals["test"].delta_m.ends)
         log_verdicts(self.parent, metrics, intervals)
         save_model(self.folder.path / "model", study, prepared, run)
         if study.tracking.models:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from polyshot.errors import Problem, StudyError
 from polyshot.outcomes import curve, log_baseline, log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
-from polyshot.run_folder import read_table, write_table
+from polyshot.run_folder import read_table, write_improvement, write_table
 from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
@@ -122,10 +122,12 @@ def train(
         digest = study.digest(*SECTIONS)
         if seeds == 1:
             with recorded(tracker, study, "train", digest, fresh=fresh) as recording:
+                progress = recording.kept(progress)
                 result = _train(run, prepared, baselines, tracker, recording.run, recording.folder.path, progress)
         else:
             digest += f"-seeds-{data_digest(prepared)}" + ("" if baselines else "-alone")
             with recorded(tracker, study, "train", digest, fresh=fresh, reopen_finished=True) as recording:
+                progress = recording.kept(progress)
                 result = _train_seeds(study, prepared, baselines, seeds, recording, progress)
     mlflow_id = recording.settle(progress)
     recording.folder.close("finished")
@@ -168,6 +170,10 @@ def _train(
         log_verdicts(parent, metrics, intervals)
     save_model(folder / "model", study, prepared, run)
     metrics.to_json(folder / "metrics.json", orient="records", indent=2)
+    curves = pd.DataFrame([{"epoch": epoch.number, **epoch.metrics} for epoch in run.history])
+    write_table(folder / "curves.json", curves)
+    interval = intervals["test"].delta_m.ends if intervals else (math.nan, math.nan)
+    write_improvement(folder, delta_m(metrics, "test"), interval)
     if study.tracking.models:
         parent.log_model(folder / "model")
     parent.log_artifact(folder / "metrics.json")
@@ -176,9 +182,9 @@ def _train(
     return {
         "metrics": metrics,
         "improvement": delta_m(metrics, "test"),
-        "interval": intervals["test"].delta_m.ends if intervals else (math.nan, math.nan),
+        "interval": interval,
         "hurt": hurt_tasks(metrics),
-        "curves": pd.DataFrame([{"epoch": epoch.number, **epoch.metrics} for epoch in run.history]),
+        "curves": curves,
     }
 
 
@@ -199,6 +205,10 @@ def _train_seeds(
 
     log_outcome(parent, chosen_values(metrics), {split: delta_m(metrics, split) for split in ("validation", "test")})
     metrics.to_json(folder / "metrics.json", orient="records", indent=2)
+    all_curves = pd.concat(curves, names=["seed"]).reset_index(level=0)
+    write_table(folder / "curves.json", all_curves)
+    interval = intervals["test"].delta_m.ends if intervals else (math.nan, math.nan)
+    write_improvement(folder, delta_m(metrics, "test"), interval, seeds)
     shutil.copytree(folder / f"seed-{study.seed}" / "model", folder / "model", dirs_exist_ok=True)
     parent.log_artifact(folder / "metrics.json")
     if intervals:
@@ -208,9 +218,9 @@ def _train_seeds(
     return {
         "metrics": metrics,
         "improvement": delta_m(metrics, "test"),
-        "interval": intervals["test"].delta_m.ends if intervals else (math.nan, math.nan),
+        "interval": interval,
         "hurt": hurt_tasks(metrics),
-        "curves": pd.concat(curves, names=["seed"]).reset_index(level=0),
+        "curves": all_curves,
         "seeds": pd.concat(tables, names=["seed"]).reset_index(level=0),
     }
 
@@ -232,7 +242,6 @@ def _one_seed(
         training = TrainingRun(of_seed, prepared)
         with ending(child):
             found = _train(training, prepared, with_baselines, recording.tracker, child, folder, progress)
-        write_table(folder / "curves.json", found["curves"])
         write_table(folder / "ended.json", found["metrics"])  # the last: a seed that has it is whole
     return read_table(folder / "ended.json"), read_table(folder / "curves.json")
 

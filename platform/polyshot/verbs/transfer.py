@@ -106,6 +106,7 @@ def transfer(
         trials = checked_trials(targets, sources)
         digest = f"{study.digest(*SECTIONS)}-{sources.main.digest}"
         with recorded(tracker, study, "transfer", digest, fresh=fresh) as recording:
+            progress = recording.kept(progress)
             folder = recording.folder
             cache = folder.path / KEPT if fresh else study.storage_folder / KEPT
             conclude(study, targets, trials, cache, recording, progress)

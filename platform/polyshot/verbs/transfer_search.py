@@ -131,6 +131,7 @@ def transfer_search(
             Tracker.open(study) as tracker,
             recorded(tracker, study, "transfer", digest, fresh=fresh, reopen_finished=True) as recording,
         ):
+            progress = recording.kept(progress)
             folder = recording.folder
             sweep = Sweep(study, subject, folder, tracker, recording.run, progress)
             sweep.run(plan, started)
