@@ -233,6 +233,9 @@ def test_progress_counts_trials_and_shows_what_the_best_one_reached(whole):
     best = result.trials.iloc[0]
     assert seen.bests[-1]["price/rmse"] == best["price/rmse"]
     assert seen.bests[-1]["improvement"] == pytest.approx(best["improvement"])
+    assert seen.bests_of_any[-1]["price/rmse"] == result.trials["price/rmse"].min()  # of stopped ones as well
+    assert seen.bests_of_any[-1]["sold/roc_auc"] == result.trials["sold/roc_auc"].max()
+    assert "minutes left" in seen.steps[-3][1] and "minutes left" not in seen.steps[-1][1]
 
 
 def test_plots_of_the_search_are_among_its_artifacts(whole):

@@ -81,12 +81,16 @@ def improvements(metrics: pd.DataFrame) -> Plot:
     """Bars of the improvement over learning alone, per task, with its interval."""
     test = metrics[metrics["split"] == "test"].iloc[::-1]
     values = [100 * value for value in test["improvement"]]
+    if "verdict" in test:  # grey is what cannot be told from noise
+        colours = [{"helped": "@0", "hurt": "@1"}.get(verdict, "@6") for verdict in test["verdict"]]
+    else:
+        colours = ["@0" if value >= 0 else "@1" for value in values]
     bar: dict[str, Any] = {
         "type": "bar",
         "orientation": "h",
         "x": values,
         "y": [f"{task} ({metric})" for task, metric in zip(test["task"], test["metric"], strict=True)],
-        "marker": {"color": ["@0" if value >= 0 else "@1" for value in values]},
+        "marker": {"color": colours},
         "hovertemplate": "%{y}: %{x:+.2f} %<extra></extra>",
     }
     if "low" in test:
