@@ -57,13 +57,13 @@ def learning_curves(curves: pd.DataFrame, by: str = "epoch") -> list[Plot]:
     layout = {"xaxis": {"title": {"text": by}}, "yaxis": {"title": {"text": "loss"}}}
     words = f"Losses by {by}; the validation loss is least, {number(curves['val/loss'].min())}, at its best."
     plots = [Plot("Loss", words, {"data": losses, "layout": layout}, height=280)]
-    for column in curves:
-        if str(column).startswith("val/") and column != "val/loss":
-            metric = str(column).removeprefix("val/")
+    for name in map(str, curves):
+        if name.startswith("val/") and name != "val/loss":
+            metric = name.removeprefix("val/")
             lines = [
                 _line(
                     rows["epoch"],
-                    rows[column],
+                    rows[name],
                     f"seed {rows['seed'].iloc[0]}" if "seed" in rows else metric,
                     f"@{place % 7}" if len(seeds) > 1 else "@0",
                     showlegend=len(seeds) > 1,
@@ -71,7 +71,7 @@ def learning_curves(curves: pd.DataFrame, by: str = "epoch") -> list[Plot]:
                 for place, rows in enumerate(seeds)
             ]
             layout = {"xaxis": {"title": {"text": by}}, "yaxis": {"title": {"text": metric.rpartition("/")[2]}}}
-            last = number(float(curves[column].iloc[-1]))
+            last = number(float(curves[name].iloc[-1]))
             words = f"{metric} on validation by {by}; {last} at the end."
             plots.append(Plot(f"{metric}, validation", words, {"data": lines, "layout": layout}, height=280))
     return plots
