@@ -16,6 +16,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from polyshot.cluster import interface
 from polyshot.errors import ResourceError
 from polyshot.study import Study
 
@@ -143,7 +144,10 @@ def _join(address: str, study: Study) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}},
+            runtime_env={
+                "env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"},
+                "worker_process_setup_hook": f"{interface.__name__}.{interface.use_the_nodes_interface.__name__}",
+            },
         )
     except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         raise ResourceError(
