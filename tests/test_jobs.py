@@ -79,9 +79,12 @@ def test_the_modules_that_the_study_names_go_along_with_those_that_they_import(t
 def test_polyshot_goes_along_as_its_wheel_has_it(tmp_path):
     file = make(tmp_path, "/shared/houses.csv")
     upload.write(collect(Study.load(file), file), tmp_path / "job")
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     found = [path.parent.relative_to(tmp_path / "job") for path in (tmp_path / "job").rglob("__init__.py")]
-    assert sorted(map(str, found)) == sorted(package.replace(".", "/") for package in packages)
+    assert sorted(map(str, found)) == sorted(package.replace(".", "/") for package in settings["packages"])
+    for package, patterns in settings["package-data"].items():
+        for pattern in patterns:
+            assert list((tmp_path / "job" / package.replace(".", "/")).glob(pattern))
     # Without the packages of this environment (-S); the current folder is first on the path, as it is for `-m`.
     command = [sys.executable, "-S", "-c", "import polyshot.meta; print(polyshot.meta.__file__)"]
     printed = subprocess.check_output(command, cwd=tmp_path / "job", text=True)

@@ -297,7 +297,7 @@ def meta(
     console.print()
     if len(result.verdicts):
         _print_table(console, result.verdicts, "meta-learnt over each baseline (positive: better), mean ± paired 95 %")
-    console.print(f"\nreport    {_near(result.folder) / 'report.html'}")
+    _print_report(console, result.folder)
     console.print(f"learner   {_near(result.folder) / 'learner'}")
     support = {"groups": "support.csv", "classes": "support/"}.get(study.meta.episodes.kind)
     in_python = "in Python: polyshot.meta.saved.SavedLearner.load(learner).adapt(x, y)"
@@ -850,7 +850,7 @@ def _print_groups(console: Console, study_file: Path, result: AffinityResult) ->
     values = [", ".join(f"{value:+.3g}" for value in row) for row in result.groups["predicted"]]
     console.print("\nProposed networks, and what they are predicted to give the tasks they serve (0: as alone):")
     _print_table(console, pd.concat([lists, pd.Series(values, lists.index, name="predicted")], axis=1), "")
-    console.print(f"\nreport    {_near(result.folder) / 'report.html'}")
+    _print_report(console, result.folder)
     for path in result.studies:
         console.print(f"train     polyshot train {_near(path)}")
     if result.is_partition and len(result.studies) > 1:
@@ -864,10 +864,16 @@ def _near(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def _print_report(console: Console, folder: Path) -> None:
+    console.print()
+    if (folder / "report.html").exists():  # the log says why it could not be written
+        console.print(f"report    {_near(folder) / 'report.html'}")
+
+
 def _print_next(console: Console, study: Study, folder: Path) -> None:
     store = "" if study.storage == "polyshot-runs" else f" --storage {study.storage}"
+    _print_report(console, folder)
     folder = _near(folder)
-    console.print(f"\nreport    {folder / 'report.html'}")
     console.print(f"model     {folder / 'model'}")
     console.print(f"predict   polyshot predict {folder} rows.csv")
     console.print(f"compare   polyshot compare {study.name}{store}, or polyshot ui{store} for MLflow")

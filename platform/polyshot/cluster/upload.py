@@ -180,6 +180,6 @@ def _own_code() -> dict[Path, Path]:
         assert spec is not None and spec.submodule_search_locations
         root = Path(next(iter(spec.submodule_search_locations)))
         for path in root.rglob("*"):
-            if path.suffix in (".py", ".typed"):
+            if path.is_file() and "__pycache__" not in path.parts:
                 files[Path(*name.split(".")) / path.relative_to(root)] = path
     return files
