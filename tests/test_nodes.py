@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from conftest import STUDY, learnable_table
 from ray.cluster_utils import Cluster
 
@@ -145,6 +146,8 @@ def test_storage_that_a_node_does_not_see_is_refused_before_anything_is_trained(
         pytest.fail("it was not refused")
     with ray_session(study):
         assert list(study.storage_folder.iterdir()) == []  # nothing is left of the question
+        # Workers of one training meet over the interface that joins the nodes, and not at what a host's name means.
+        assert ray.get(ray.remote(lambda: os.environ.get("GLOO_SOCKET_IFNAME")).remote()) == "lo"
 
 
 @pytest.mark.slow
