@@ -671,9 +671,12 @@ def demo(
             if code := command.main(list(step.command), prog_name="polyshot", standalone_mode=False):
                 raise typer.Exit(code)
             typer.echo(f"\n{_wrapped(step.answer)}")
+    reports = sorted(keep.glob("polyshot-runs/*/*/report.html"), key=lambda page: page.stat().st_mtime)
+    typer.echo(f"\nThat took {time.monotonic() - started:.0f} seconds. Each run has a report, and is in MLflow:\n")
+    for page in reports[-len(STEPS) :]:
+        typer.echo(f"report    {page}")
     typer.echo(
-        f"\nThat took {time.monotonic() - started:.0f} seconds. All of it is in MLflow:\n\n"
-        f"look      polyshot ui --storage {keep / 'polyshot-runs'}, then open http://127.0.0.1:5000\n"
+        f"MLflow    polyshot ui --storage {keep / 'polyshot-runs'}, then open http://127.0.0.1:5000\n"
         f"go on     cd {keep}; change a study, and type a command again\n"
         "yours     polyshot init TABLE.csv"
     )
