@@ -31,7 +31,7 @@ PARAM_LIMIT, TAG_LIMIT = 6000, 8000  # characters that MLflow takes
 CUT = " … (cut)"
 MENDABLE = (401, 403, 408, 429)  # answers of a server that is to be configured otherwise, or asked later
 
-# The UI then opens with training runs and charts; without it, as for applications of language models.
+# Tells the UI that runs train models; it would guess otherwise, and may take them for those of language models.
 _OF_MODELS = {"mlflow.experimentKind": "custom_model_development"}
 
 log = logging.getLogger(__name__)
