@@ -5,6 +5,7 @@ Called by `polyshot report` and at the end of the verbs. It reads what the run's
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -339,18 +340,18 @@ def _affinity(run: RecordedRun) -> Page:
         verdict = f"Learn {listed(networks[0])} together, in one network."
     else:
         verdict = f"Learn them in {len(networks)} networks: {'; '.join(listed(tasks) for tasks in networks)}."
+    names, values = [str(name) for name in matrix.columns], matrix.to_numpy(dtype=float)
     pairs = sorted(
-        (float(matrix.loc[one, other]), str(one), str(other))
-        for one in matrix.index
-        for other in matrix.columns
-        if one != other and pd.notna(matrix.loc[one, other])
+        (float(values[row, column]), giver, taker)
+        for row, giver in enumerate(names)
+        for column, taker in enumerate(names)
+        if row != column and not math.isnan(values[row, column])
     )
     lead = [f"What is measured: {_MEASURES[how['method']].lower()}."]
     if pairs and pairs[0][0] < pairs[-1][0]:
-        (least, *few), (most, *many) = pairs[0], pairs[-1]
+        (low, *least), (high, *most) = pairs[0], pairs[-1]
         lead.append(
-            f"{many[0]} does most for {many[1]} ({number(most)}), "
-            f"and {few[0]} does least for {few[1]} ({number(least)})."
+            f"{most[0]} does most for {most[1]} ({number(high)}), {least[0]} least for {least[1]} ({number(low)})."
         )
     rows = [
         [
