@@ -282,6 +282,66 @@ def test_a_larger_budget_goes_on(whole):
     assert after["training.optimiser.learning_rate"].nunique() == 10
 
 
+# --- several objectives ----------------------------------------------------------------------------------------------
+
+
+def test_a_search_of_several_objectives_gives_those_that_none_beats_and_one_that_holds_the_constraints(tmp_path):
+    study = make(
+        tmp_path,
+        **{
+            "search.objective": ["price/r2", "parameters"],
+            "search.constraints": ["sold/accuracy >= 0.1", "latency_ms <= 1000", "parameters <= 300"],
+            "search.spaces": [],
+            "search.space": {"model.encoder.width": {"choice": [2, 8, 12, 100]}},
+            "search.sampler": "random",
+            "search.trials": 8,
+            "search.confirm": {"top": 1, "seeds": 2},
+            "training.epochs": 3,
+        },
+    )
+    seen = Seen()
+    result = search(study, progress=seen)
+    trials = result.trials.set_index("number")
+    assert (trials["latency_ms"] > 0).all()
+    assert (trials["feasible"] == (trials["parameters"] <= 300)).all()
+    assert trials.groupby("model.encoder.width")["parameters"].nunique().eq(1).all()
+    assert not trials.loc[trials["model.encoder.width"] == 100, "feasible"].any()
+    kept = trials[trials["feasible"]]
+    for number, trial in kept.iterrows():
+        beaten = ((kept["price/r2"] >= trial["price/r2"]) & (kept["parameters"] <= trial["parameters"])) & (
+            (kept["price/r2"] > trial["price/r2"]) | (kept["parameters"] < trial["parameters"])
+        )
+        assert trial["front"] == (not beaten.any()), number
+    assert result.front["number"].iloc[0] == result.trials["number"].iloc[0]
+    assert "no other trial beats" in result.chosen or "no other one beats" in result.chosen
+    assert result.best_values["model.encoder.width"] < 100
+    assert {"price/r2", "parameters", "improvement", "price/rmse"} <= set(seen.bests[-1])
+
+    runs = child_runs(study).set_index("run")
+    for number, trial in trials.iterrows():
+        run = runs.loc[f"trial {number:04d}"]
+        assert run["objective/parameters"] == run["cost/parameters"] == trial["parameters"]
+        assert run["objective/price/r2"] == pytest.approx(trial["price/r2"])
+    assert (result.folder / "plots" / "pareto_front.png").exists()
+
+    # What was chosen was trained again with new seeds, beside the study's own values.
+    confirmation = result.confirmation.set_index(["candidate", "objective"])
+    chosen, again = str(result.best_trial), runs[runs["kind"] == "confirmation"]
+    assert set(confirmation.index.get_level_values("candidate")) == {chosen, "default"}
+    assert sorted(again.index) == sorted(
+        f"{name} seed {seed}" for name in ("default", f"trial {result.best_trial:}") for seed in (1, 2)
+    )
+    seeds = [f"trial {chosen} seed {seed}" for seed in (1, 2)]
+    assert runs.loc[seeds, "objective/price/r2"].nunique() == 2
+    validation = confirmation.loc[(chosen, "price/r2"), "validation"]
+    assert validation == pytest.approx(runs.loc[seeds, "objective/price/r2"].mean())
+    widths = confirmation["test"].xs("parameters", level="objective")
+    assert confirmation.loc[(chosen, "parameters"), "difference"] == widths["default"] - widths[chosen]
+    assert len(result.confirmed) == 2
+    assert not (result.folder / "confirmation" / "trials").exists()
+    pd.testing.assert_frame_equal(search(study).trials, result.trials)
+
+
 # --- what searches survive -------------------------------------------------------------------------------------------
 
 

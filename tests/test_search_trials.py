@@ -14,7 +14,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from polyshot.errors import ResourceError
-from polyshot.searching.protocol import ERROR, OBJECTIVE, STOPPED
+from polyshot.searching.protocol import ERROR, OBJECTIVE, OBJECTIVES, STOPPED
 from polyshot.searching.scheduling import Plan, build_scheduler, plan_trials, replay, rungs
 from polyshot.searching.searcher import TrialSearcher, check_sampler, open_study
 from polyshot.searching.space import build_space
@@ -51,7 +51,7 @@ def searcher(base: Study, journal, **settings) -> TrialSearcher:
 
 
 def result(value: float, epoch: int, **more) -> dict:
-    return {OBJECTIVE: value, "epoch": epoch, "finished": False} | more
+    return {OBJECTIVE: value, OBJECTIVES: [value], "epoch": epoch, "finished": False} | more
 
 
 def trials(journal, base: Study | None = None) -> list[optuna.trial.FrozenTrial]:
@@ -91,7 +91,7 @@ def test_a_sampler_that_ignores_pruned_trials_is_told_what_a_stopped_one_reached
     assert (trial.state, trial.value, trial.user_attrs[STOPPED]) == (TrialState.COMPLETE, -0.2, "asha")
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_objective_that_is_no_number_fails_the_trial_and_spares_the_study(journal, value):
     search = searcher(study(), journal)
     search.suggest("x")

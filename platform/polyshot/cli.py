@@ -202,6 +202,10 @@ def search(
                 "interval": list(result.interval),
                 "hurt": result.hurt,
                 "best_values": result.best_values,
+                "best_trial": result.best_trial,
+                "chosen": result.chosen,
+                "confirmation": None if result.confirmation is None else result.confirmation.to_dict(orient="records"),
+                "front": result.front["number"].tolist(),
                 "metrics": result.metrics.to_dict(orient="records"),
                 "trials": result.trials.to_dict(orient="records"),
                 "folder": str(result.folder),
@@ -210,7 +214,15 @@ def search(
         )
         return
     console = _console()
-    _print_table(console, result.trials.head(10).dropna(axis=1, how="all"), "best trials")
+    if "front" in result.trials:
+        title = f"{len(result.front)} trials that no other one beats in all objectives (the Pareto front)"
+        _print_table(console, result.front.drop(columns="front").dropna(axis=1, how="all"), title)
+    else:
+        _print_table(console, result.trials.head(10).dropna(axis=1, how="all"), "best trials")
+    console.print(f"\nTrial {result.best_trial} was chosen: {result.chosen}.")
+    for sentence in result.confirmed:
+        console.print(f"{sentence[0].upper()}{sentence[1:]}.")
+    console.print()
     _print_comparison(console, result.metrics)
     _print_verdict(console, study, result)
     _print_next(console, study, result.folder)

@@ -8,7 +8,7 @@ from typing import Any
 
 from polyshot.study import Study
 from polyshot.study.data import Source
-from polyshot.study.search import Search
+from polyshot.study.search import IMPROVEMENT, RANK, Search
 
 
 def of_tasks(study: Study, tasks: Sequence[str]) -> Study:
@@ -58,9 +58,16 @@ def _sharing(sharing: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def _search(study: Study, names: Sequence[str]) -> dict[str, Any]:
     search = study.search.model_dump(mode="json")
-    if search["objective"].partition("/")[0] not in ("improvement", *names):
-        search["objective"] = "improvement"
     others = [task for task in study.tasks if task not in names]
+
+    def is_left(quantity: str) -> bool:
+        return quantity.partition("/")[0] not in others
+
+    if not all(map(is_left, study.search.objectives)) or (study.search.objectives == [RANK] and len(names) < 2):
+        search["objective"] = IMPROVEMENT
+    search["constraints"] = [
+        text for text, bound in zip(study.search.constraints, study.search.bounds, strict=True) if is_left(bound.name)
+    ]
     search["space"] = {
         key: space
         for key, space in search["space"].items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,18 +27,54 @@ def train_figures(history: Sequence[Epoch], metrics: pd.DataFrame, folder: Path)
 
 
 def search_figures(
-    trials: pd.DataFrame, objective: str, direction: str, importances: Mapping[str, float], folder: Path
+    trials: pd.DataFrame,
+    objectives: Mapping[str, str],
+    importances: Mapping[str, pd.DataFrame],
+    responses: pd.DataFrame,
+    folder: Path,
 ) -> Iterator[Path]:
-    """The history of a search and, where they are known, the parameters' importances; yields the files.
+    """The history of a search, what was learned of its parameters and the Pareto front, as far as they are; the files.
 
     Args:
         trials: as `SearchResult.trials`.
-        direction: "maximize" or "minimize".
+        objectives: by name, "maximize" or "minimize".
+        importances: by objective (see `searching.importances`).
+        responses: of tasks to task weights (see `searching.responses`); empty where there are none.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    yield search_history(trials, objective, direction, folder / "search_history.png")
-    if importances:
-        yield parameter_importances(importances, folder / "parameter_importances.png")
+    for name, direction in objectives.items():
+        suffix = f"_{name.replace('/', '_')}" if len(objectives) > 1 else ""
+        yield search_history(trials, name, direction, folder / f"search_history{suffix}.png")
+        if name in importances:
+            yield parameter_importances(importances[name], folder / f"parameter_importances{suffix}.png")
+    if len(responses):
+        yield weight_responses(responses, folder / "weight_responses.png")
+    if len(objectives) > 1:
+        yield pareto_front(trials, list(objectives), folder / "pareto_front.png")
+
+
+def pareto_front(trials: pd.DataFrame, objectives: Sequence[str], path: Path) -> Path:
+    """Each pair of objectives: all trials, those that no other one beats in all objectives, and the chosen one."""
+    pairs = list(itertools.combinations(objectives, 2))
+    columns = min(len(pairs), 3)
+    rows = math.ceil(len(pairs) / columns)
+    figure = Figure(figsize=(4 * columns, 3.2 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    front = trials[trials["front"]]
+    for axis, (x, y) in zip(axes, pairs, strict=False):
+        axis.scatter(trials[x], trials[y], s=16, color="lightgrey", label="trials")
+        axis.scatter(front[x], front[y], s=24, color=COLOURS[0], label="Pareto front")
+        if len(pairs) == 1 and len(front):
+            in_order = front.sort_values(x)
+            axis.plot(in_order[x], in_order[y], color=COLOURS[0], linewidth=1)
+        axis.scatter(trials[x][:1], trials[y][:1], s=90, facecolors="none", edgecolors=COLOURS[1], label="chosen")
+        axis.set_xlabel(x)
+        axis.set_ylabel(y)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(pairs) :]:
+        axis.set_axis_off()
+    axes[0].legend(frameon=False)
+    return _save(figure, path)
 
 
 def search_history(trials: pd.DataFrame, objective: str, direction: str, path: Path) -> Path:
@@ -62,13 +100,56 @@ def search_history(trials: pd.DataFrame, objective: str, direction: str, path: P
     return _save(figure, path)
 
 
-def parameter_importances(importances: Mapping[str, float], path: Path) -> Path:
-    """Bars of the parameters' shares in what made a trial good, the most important one on top."""
-    figure = Figure(figsize=(6, 0.35 * len(importances) + 1.2), layout="constrained")
+def parameter_importances(importances: pd.DataFrame, path: Path) -> Path:
+    """Bars of the parameters' shares in what made a trial good, by two measures, the most important one on top."""
+    figure = Figure(figsize=(6, 0.45 * len(importances) + 1.4), layout="constrained")
     axis = figure.subplots()
-    axis.barh(list(importances), list(importances.values()), color=COLOURS[0])
+    places = np.arange(len(importances))
+    for offset, name, words, colour in (
+        (-0.2, "ped_anova", "among the best trials (PED-ANOVA)", COLOURS[0]),
+        (0.2, "fanova", "over the whole space (fANOVA)", COLOURS[5]),
+    ):
+        axis.barh(places + offset, importances[name].fillna(0), height=0.38, color=colour, label=words)
+    axis.set_yticks(places, [str(name) for name in importances.index])
     axis.invert_yaxis()
-    axis.set_xlabel("importance (PED-ANOVA, shares of 1)")
+    axis.set_xlabel("importance (shares of 1)")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def weight_responses(responses: pd.DataFrame, path: Path) -> Path:
+    """Of each task its metric by each task's weight, as a search's trials tell it; shaded where they tell little."""
+    tasks = list(responses.groupby(["task", "metric"], sort=False))
+    columns = min(len(tasks), 3)
+    rows = math.ceil(len(tasks) / columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, ((task, metric), own) in zip(axes, tasks, strict=False):
+        for (of, curve), colour in zip(own.groupby("weight_of", sort=False), itertools.cycle(COLOURS)):
+            axis.plot(curve["weight"], curve["value"], color=colour, label=of, linewidth=2 if of == task else 1)
+            axis.fill_between(curve["weight"], curve["low"], curve["high"], color=colour, alpha=0.12, linewidth=0)
+        axis.set_title(f"{task}/{metric}", loc="left")
+        axis.set_xlabel("weight")
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(tasks) :]:
+        axis.set_axis_off()
+    axes[0].legend(frameon=False, title="weight of")
+    return _save(figure, path)
+
+
+def confirmation(table: pd.DataFrame, name: str, path: Path) -> Path:
+    """Differences of trials from the study's own values with new seeds, with their intervals (see
+    `searching.confirmation`)."""
+    trials = table[(table["objective"] == name) & table["difference"].notna()]
+    figure = Figure(figsize=(6, 0.4 * len(trials) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    ends = [(trials["difference"] - trials["low"]).fillna(0), (trials["high"] - trials["difference"]).fillna(0)]
+    axis.errorbar(trials["difference"], range(len(trials)), xerr=ends, fmt="o", color=COLOURS[0], capsize=3)
+    axis.axvline(0, color="black", linewidth=1)
+    axis.set_yticks(range(len(trials)), [f"trial {candidate}" for candidate in trials["candidate"]])
+    axis.invert_yaxis()
+    axis.set_xlabel(f"{name} on test, better than the study's own values by (95 % interval over seeds)")
     axis.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from polyshot.errors import PolyshotError
 
-OBJECTIVE = "objective"  # the key of a result that holds the objective's value
+# Keys of a result: the objective's value (the first one's, which schedulers look at), the values of all objectives, and
+# by how much constraints are broken.
+OBJECTIVE, OBJECTIVES, VIOLATIONS = "objective", "objectives", "violations"
 # Keys of results, and user attributes of Optuna's trials: why one failed, what stopped it.
 ERROR, STOPPED = "error", "stopped"
 DEADLINE = "minutes"  # what STOPPED says of a trial that the search's time limit ended

@@ -11,8 +11,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,34 @@ from ray.tune.experiment import Trial
 from polyshot.outcomes import curve, log_baseline, log_outcome
 from polyshot.progress import Progress
 from polyshot.run_folder import RunFolder
-from polyshot.searching.objective import Objective
-from polyshot.searching.protocol import ERROR, OBJECTIVE, STOPPED
+from polyshot.searching.objective import COST, Objective
+from polyshot.searching.protocol import ERROR, OBJECTIVES, STOPPED
+from polyshot.searching.ranking import ranked
 from polyshot.searching.searcher import EPOCHS, METRICS, VALUES, TrialSearcher, was_stopped
 from polyshot.searching.trainable import trial_folder
 from polyshot.study import Study
+from polyshot.study.search import IMPROVEMENT
 from polyshot.tracking.tracker import Run, Status, Tracker
 from polyshot.training.baselines import Baseline
 from polyshot.training.loop import Epoch
 from polyshot.training.metrics import is_better
 
-ACTIVITY = "search"
 _KEPT_CHECKPOINTS = 3
 
 
-def ranked(trials: Iterable[FrozenTrial], direction: str) -> list[FrozenTrial]:
-    """The trials that have a value, best first; those that were stopped come after those that trained to their end."""
-    sign = -1 if direction == "maximize" else 1
-    with_value = [trial for trial in trials if trial.state.is_finished() and trial.value is not None]
-    return sorted(with_value, key=lambda trial: (was_stopped(trial), sign * (trial.value or 0.0), trial.number))
+@dataclass(frozen=True)
+class Names:
+    """What a sweep's trials are called.
+
+    Attributes:
+        activity: in the progress.
+        kind: of their runs in MLflow.
+        run: the run's name by the trial's number.
+    """
+
+    activity: str = "search"
+    kind: str = "trial"
+    run: Callable[[int], str] = "trial {:04d}".format
 
 
 class Recorder(tune.Callback):
@@ -59,8 +69,14 @@ class Recorder(tune.Callback):
         objective: Objective,
         progress: Progress,
         started: float,
+        names: Names,
+        keeps_all: bool,
     ):
-        """`started`: the Unix time from which the search's time counts, earlier processes' use included."""
+        """
+        Args:
+            started: the Unix time from which the search's time counts, earlier processes' use included.
+            keeps_all: the checkpoints of all trials, and not only of the best.
+        """
         self._study = study
         self._folder = folder
         self._trials_folder = trials_folder
@@ -70,6 +86,8 @@ class Recorder(tune.Callback):
         self._objective = objective
         self._progress = progress
         self._started = started
+        self._names = names
+        self._keeps_all = keeps_all
         self._began = time.time()
         self._interrupted = False
         self._searcher: TrialSearcher | None = None
@@ -79,11 +97,11 @@ class Recorder(tune.Callback):
         self._ended_before = len(ended)
         # Optuna was told of these epochs, and MLflow right after.
         for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._logged[trial.number] = trial.last_step or 0
+            self._logged[trial.number] = trial.last_step or trial.user_attrs.get(EPOCHS, 0)
         self._kept = {trial.number for trial in ended if trial_folder(trials_folder, trial.number).exists()}
         for trial in ended:
             self._record_end(trial)
-        progress.start(ACTIVITY, study.search.trials)
+        progress.start(self._names.activity, study.search.trials)
         self._show()
 
     def follow(self, searcher: TrialSearcher) -> None:
@@ -103,9 +121,9 @@ class Recorder(tune.Callback):
         number = self._number(trial)
         last = self._logged.get(number, 0)
         run = self._run(number, trial.config["values"])
-        if math.isfinite(result[OBJECTIVE]):
+        if all(map(math.isfinite, result[OBJECTIVES])):
             # Before any other metric: MLflow's comparison of runs opens with the one that was logged first.
-            run.log_metrics({"objective": result[OBJECTIVE]}, step=result["epoch"])
+            run.log_metrics(self._named(result[OBJECTIVES]), step=result["epoch"])
         for values in result["epochs"]:
             epoch = Epoch(**values)
             if epoch.number > last:
@@ -158,7 +176,7 @@ class Recorder(tune.Callback):
         for trial in self._ended():
             self._record_end(trial)
         self.save_time()
-        self._progress.finish(ACTIVITY, self._words())
+        self._progress.finish(self._names.activity, self._words())
 
     def save_time(self) -> None:
         """Keep the time that was used, for the limit in minutes of the process that goes on."""
@@ -178,9 +196,13 @@ class Recorder(tune.Callback):
                 return
             run = self._run(trial.number, trial.user_attrs.get(VALUES, {}))
             if metrics := validation_metrics(trial):
-                value = self._objective_value(trial)
-                run.log_metrics({"objective": value}, step=trial.user_attrs[EPOCHS])
-                log_outcome(run, {"validation": metrics}, {"validation": value} if self._is_improvement else {})
+                found = trial.user_attrs[METRICS]
+                run.log_metrics(self._named(self._objective.values(found)), step=trial.user_attrs[EPOCHS])
+                improvement = self._objective.improvement(found)
+                log_outcome(
+                    run, {"validation": metrics}, {"validation": improvement} if improvement is not None else {}
+                )
+                run.log_metrics({name: value for name, value in found.items() if name.startswith(COST)})
             status: Status = "FINISHED"
             if trial.state == TrialState.FAIL:
                 status = "FAILED"
@@ -192,20 +214,22 @@ class Recorder(tune.Callback):
 
     def _run(self, number: int, values: Mapping[str, Any]) -> Run:
         if number not in self._runs:
-            name = f"trial {number:04d}"
+            name = self._names.run(number)
             self._runs[number] = self._tracker.start_run(
                 name,
-                key=f"{self._folder.key}/trial-{number:04d}",
+                key=f"{self._folder.key}/{name.replace(' ', '-')}",
                 parent=self._parent,
                 params=values,  # all that was searched, also where it is the study's own value: compared runs show it
-                tags={"polyshot.kind": "trial"},
+                tags={"polyshot.kind": self._names.kind},
             )
         return self._runs[number]
 
     def _keep_best(self, number: int) -> None:
+        if self._keeps_all:
+            return
         self._kept.add(number)
         trials = self._optuna.get_trials(deepcopy=False)
-        order = ranked((trials[number] for number in self._kept), self._objective.direction)
+        order = ranked((trials[number] for number in self._kept), self._objective)
         best = {trial.number for trial in order[:_KEPT_CHECKPOINTS]}
         for other in self._kept - best:
             shutil.rmtree(trial_folder(self._trials_folder, other), ignore_errors=True)
@@ -214,8 +238,8 @@ class Recorder(tune.Callback):
     # --- how it stands -----------------------------------------------------------------------------------------------
 
     def _show(self) -> None:
-        self._progress.advance(ACTIVITY, len(self._ended()), self._words())
-        if best := self._best():
+        self._progress.advance(self._names.activity, len(self._ended()), self._words())
+        if not self._keeps_all and (best := self._best()):
             self._progress.best(best, self._best_of_any())
 
     def _words(self) -> str:
@@ -239,12 +263,14 @@ class Recorder(tune.Callback):
         return "; ".join(words)
 
     def _best(self) -> dict[str, float]:
-        """What the best trial so far has reached: the improvement, and each task's metric."""
-        order = ranked(self._ended(), self._objective.direction)
+        """What the best trial so far has reached: its objectives, Δm and each task's metric."""
+        order = ranked(self._ended(), self._objective)
         if not order:
             return {}
-        improvement = {"improvement": self._objective_value(order[0])} if self._is_improvement else {}
-        return improvement | validation_metrics(order[0])
+        metrics = order[0].user_attrs[METRICS]
+        objectives = dict(zip(self._objective.names, self._objective.values(metrics), strict=True))
+        improvement = self._objective.improvement(metrics)
+        return objectives | ({} if improvement is None else {IMPROVEMENT: improvement}) | validation_metrics(order[0])
 
     def _best_of_any(self) -> dict[str, float]:
         """Of each task's metric, the best that any trial has reached."""
@@ -255,12 +281,12 @@ class Recorder(tune.Callback):
                     best[name] = value
         return best
 
-    @property
-    def _is_improvement(self) -> bool:
-        return self._objective.name == "improvement"
+    def _named(self, values: Sequence[float]) -> dict[str, float]:
+        """The objectives' values as MLflow's metrics: `objective`, or `objective/<name>` of several."""
+        if self._objective.is_one:
+            return {"objective": values[0]}
+        return {f"objective/{name}": value for name, value in zip(self._objective.names, values, strict=True)}
 
-    def _objective_value(self, trial: FrozenTrial) -> float:
-        return self._objective.value(trial.user_attrs[METRICS])
 
     def _ended(self) -> list[FrozenTrial]:
         return [trial for trial in self._optuna.get_trials(deepcopy=False) if trial.state.is_finished()]

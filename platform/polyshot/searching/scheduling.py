@@ -71,7 +71,7 @@ def rungs(study: Study, epochs: int | None = None) -> list[int]:
     """
     epochs = epochs or study.training.epochs
     grace = min(study.search.grace_epochs, epochs)
-    match study.search.scheduler:
+    match study.search.stopping:
         case "asha":
             levels = int(math.log(epochs / grace, _REDUCTION) + 1e-9) + 1
             return [grace * _REDUCTION**level for level in range(levels)]
@@ -91,7 +91,7 @@ def build_scheduler(study: Study, direction: str, epochs: int | None = None) -> 
     mode = "max" if direction == "maximize" else "min"
     epochs = epochs or study.training.epochs
     grace = min(study.search.grace_epochs, epochs)
-    match study.search.scheduler:
+    match study.search.stopping:
         case "asha":
             return AsyncHyperBandScheduler(
                 time_attr="epoch",

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from polyshot.errors import ResourceError
-from polyshot.searching.protocol import ERROR, OBJECTIVE, STOPPED, error_words
+from polyshot.searching.protocol import ERROR, OBJECTIVE, OBJECTIVES, STOPPED, VIOLATIONS, error_words
 from polyshot.searching.space import TrialValues
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
@@ -34,9 +34,9 @@ VALUES, METRICS, EPOCHS = "values", "metrics", "epochs"
 _OPTUNA_STUDY = "search"
 # These learn from complete trials only, and would go on suggesting what was stopped; they are told stopped trials as
 # complete ones with the value reached so far, which is worse than the final one and so on the right side.
-_LEARN_FROM_COMPLETE_ONLY = ("gp", "nsga2")
+_LEARN_FROM_COMPLETE_ONLY = ("gp", "nsga2", "nsga3")
 _SAMPLER_PACKAGES = {"cmaes": ("cmaes", "polyshot[cmaes]"), "gp": ("torch", "torch"), "qmc": ("scipy", "scipy")}
-_POPULATION = 10  # of NSGA-II; Optuna's 50 would be random search within the usual budgets
+_POPULATION = 10  # of NSGA-II and NSGA-III; Optuna's 50 would be random search within the usual budgets
 
 
 def check_sampler(name: str) -> None:
@@ -67,11 +67,11 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-def open_study(study: Study, journal: Path, direction: str) -> optuna.Study:
+def open_study(study: Study, journal: Path, *directions: str) -> optuna.Study:
     """The Optuna study in `journal`, new or as it was left, with the study's sampler.
 
     Args:
-        direction: "maximize" or "minimize".
+        directions: "maximize" or "minimize", of each objective.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_journal(journal)
@@ -84,7 +84,7 @@ def open_study(study: Study, journal: Path, direction: str) -> optuna.Study:
         sampler=build_sampler(study, trials),
         pruner=optuna.pruners.NopPruner(),
         study_name=_OPTUNA_STUDY,
-        direction=direction,  # type: ignore[arg-type]
+        directions=directions,
         load_if_exists=True,
     )
 
@@ -105,10 +105,12 @@ def build_sampler(study: Study, trials: int) -> optuna.samplers.BaseSampler:
                 return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
             case "cmaes":
                 return optuna.samplers.CmaEsSampler(
-                    seed=seed, consider_pruned_trials=study.search.scheduler != "none", warn_independent_sampling=False
+                    seed=seed, consider_pruned_trials=study.search.stopping != "none", warn_independent_sampling=False
                 )
             case "nsga2":
                 return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
+            case "nsga3":
+                return optuna.samplers.NSGAIIISampler(seed=seed, population_size=_POPULATION)
             case "qmc":
                 # The sequence is told from others by its seed, and its position is in the storage: one seed for all.
                 return optuna.samplers.QMCSampler(
@@ -146,7 +148,7 @@ class TrialSearcher(OptunaSearch):
             check: raises when a trial's values make no valid study; that trial fails.
             stopped_by: the scheduler that stops trials, for their record.
         """
-        mode = "max" if optuna_study.direction == optuna.study.StudyDirection.MAXIMIZE else "min"
+        mode = "max" if optuna_study.directions[0] == optuna.study.StudyDirection.MAXIMIZE else "min"
         Searcher.__init__(self, metric=OBJECTIVE, mode=mode)
         self._study = optuna_study
         self._ot_trials: dict[str, optuna.Trial] = {}
@@ -156,7 +158,10 @@ class TrialSearcher(OptunaSearch):
         self._trials = trials
         self._deadline = deadline
         self._stopped_by = stopped_by
-        self._stopped_state = TrialState.COMPLETE if sampler in _LEARN_FROM_COMPLETE_ONLY else TrialState.PRUNED
+        self._is_one = len(optuna_study.directions) == 1
+        # Of several objectives, Optuna knows no pruned trials.
+        is_complete = sampler in _LEARN_FROM_COMPLETE_ONLY or not self._is_one
+        self._stopped_state = TrialState.COMPLETE if is_complete else TrialState.PRUNED
         self._begun = len(optuna_study.get_trials(deepcopy=False))
         self._interrupted = optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.numbers: dict[str, int] = {}  # Tune's trial id → Optuna's trial number
@@ -212,7 +217,8 @@ class TrialSearcher(OptunaSearch):
         self._completed_trials.add(trial_id)
         trial = self._ot_trials[trial_id]
         result = result or {}
-        value = result.get(OBJECTIVE)
+        values: list[float] = result.get(OBJECTIVES) or [math.nan]
+        violations: dict[str, float] = result.get(VIOLATIONS) or {}
         if result.get("metrics"):
             trial.set_user_attr(METRICS, dict(result["metrics"]))
             trial.set_user_attr(EPOCHS, result["epoch"])
@@ -220,22 +226,31 @@ class TrialSearcher(OptunaSearch):
             self._fail(trial, "the trial's process died each time it was started (killed, or out of memory)")
         elif result.get(ERROR):
             self._fail(trial, result[ERROR])
-        elif value is None or not math.isfinite(value):
+        elif not all(map(math.isfinite, values)):
             self._fail(trial, "the objective is not a number: training diverged, or the metric is undefined")
-        elif result.get("finished"):
-            self._report(trial, result)
-            self._study.tell(trial, value, TrialState.COMPLETE)
+        elif broken := [name for name, value in violations.items() if not math.isfinite(value)]:
+            self._fail(trial, f"the constraint '{broken[0]}' is about what is not a number: the metric is undefined")
         else:
+            for name, value in violations.items():
+                trial.set_constraint(name, value)
             self._report(trial, result)
-            trial.set_user_attr(STOPPED, result.get(STOPPED) or self._stopped_by)
-            is_complete = self._stopped_state == TrialState.COMPLETE
-            self._study.tell(trial, value if is_complete else None, self._stopped_state)
+            is_complete = bool(result.get("finished")) or self._stopped_state == TrialState.COMPLETE
+            if not result.get("finished"):
+                trial.set_user_attr(STOPPED, result.get(STOPPED) or self._stopped_by)
+            self._study.tell(
+                trial, values if is_complete else None, TrialState.COMPLETE if is_complete else TrialState.PRUNED
+            )
 
     def _report(self, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
         value, epoch = result.get(OBJECTIVE), result.get("epoch")
+        if value is None or not math.isfinite(value) or epoch is None:
+            return
+        if not self._is_one:  # Optuna takes reports of one objective only
+            trial.set_user_attr(EPOCHS, epoch)
+            return
         known = self._study._storage.get_trial(trial._trial_id).intermediate_values
         # A trial that was taken up again repeats the epochs since its checkpoint; Optuna has them already.
-        if value is not None and math.isfinite(value) and epoch is not None and epoch not in known:
+        if epoch not in known:
             trial.report(value, epoch)
 
     def _fail(self, trial: optuna.Trial, words: str) -> None:

@@ -15,9 +15,11 @@ import pandas as pd
 import torch
 
 from polyshot.data.prepare import TrainingData, prepare
+from polyshot.models.multitask import build_model
+from polyshot.searching.costs import model_costs
 from polyshot.searching.objective import Objective
 from polyshot.study import Study
-from polyshot.training.loop import Epoch, TrainingRun
+from polyshot.training.loop import Epoch, TrainingRun, choose_device
 
 
 class Trained(Protocol):
@@ -50,6 +52,10 @@ class Subject(Protocol):
         """A training of a trial's study, in this process, that has not begun."""
         ...
 
+    def costs(self, study: Study) -> dict[str, float]:
+        """Of a trial's model, what the objective asks for and training does not tell; see `searching.costs`."""
+        ...
+
     def train_distributed(self, study: Study, folder: Path, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
         """Train a trial's study with `scale.workers` workers; as `training.distributed.train_distributed`."""
         ...
@@ -75,6 +81,13 @@ class MultiTaskLearning:
 
     def begin(self, study: Study) -> TrainingRun:
         return TrainingRun(study, self._data_for(study))
+
+    def costs(self, study: Study) -> dict[str, float]:
+        if not set(self.objective.costs) - {"training_seconds"}:
+            return {}
+        data, device = self._data_for(study), choose_device(study)
+        model = build_model(study, data.train.features.shape[1], data.targets).to(device)
+        return model_costs(model, data.train.features[:1].to(device), self.objective.costs)
 
     def train_distributed(self, study: Study, folder: Path, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
         from polyshot.training.distributed import train_distributed  # most searches do without Ray Train

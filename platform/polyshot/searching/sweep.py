@@ -11,8 +11,10 @@ import json
 import logging
 import math
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,18 @@ from polyshot.errors import RunError
 from polyshot.progress import Progress
 from polyshot.report import plots
 from polyshot.run_folder import RunFolder, read_table, runs, write_json, write_table
-from polyshot.searching.importances import parameter_importances
-from polyshot.searching.objective import Objective
+from polyshot.searching import confirmation
+from polyshot.searching.confirmation import DEFAULT, Rerun
+from polyshot.searching.importances import importances
+from polyshot.searching.objective import COST, Objective
+from polyshot.searching.pictures import optuna_figures
 from polyshot.searching.protocol import ERROR, STOPPED
-from polyshot.searching.record import Recorder, ranked, validation_metrics
+from polyshot.searching.ranking import chosen_words, is_feasible, pareto_front, ranked
+from polyshot.searching.record import Names, Recorder, validation_metrics
+from polyshot.searching.responses import weight_responses
 from polyshot.searching.scheduling import Plan, build_scheduler, replay, rungs
-from polyshot.searching.searcher import EPOCHS, VALUES, TrialSearcher, open_study, was_stopped
-from polyshot.searching.space import build_space
+from polyshot.searching.searcher import EPOCHS, METRICS, VALUES, TrialSearcher, open_study, was_stopped
+from polyshot.searching.space import TrialValues, build_space
 from polyshot.searching.subject import Subject, Trained
 from polyshot.searching.trainable import DistributedTrainable, SearchContext, TrialTrainable, checkpoint_path
 from polyshot.study import Study
@@ -44,6 +51,7 @@ from polyshot.training.checkpoint import load_checkpoint
 RESULT = "result.json"  # what a verb writes when its search has ended; see `ended_search`
 _TRIALS, _TRIALS_TABLE, _BEST_STUDY, _JOURNAL = "trials.json", "trials.csv", "best-study.yaml", "optuna.journal"
 _SEARCHED = "search.json"  # what was optimised, and which parameters mattered
+_RESPONSES, _IMPORTANCES = "weight-responses.csv", "importances.csv"
 _WAITING_MEMORY = 2**20  # bytes; Tune wants a trial to ask for something
 # Tune's own logs of every trial, its display and its handler of SIGINT: Polyshot has its own ways for them.
 _TUNE_SETTINGS = {
@@ -61,38 +69,58 @@ class Sweep:
     """
 
     def __init__(
-        self, study: Study, subject: Subject, folder: RunFolder, tracker: Tracker, parent: Run, progress: Progress
+        self,
+        study: Study,
+        subject: Subject,
+        folder: RunFolder,
+        tracker: Tracker,
+        parent: Run,
+        progress: Progress,
+        names: Names = Names(),  # noqa: B008 - it is never changed
+        place: str = "",
     ):
-        self.optuna = open_study(study, folder.path / _JOURNAL, subject.objective.direction)
+        """
+        Args:
+            place: a folder in the run's where its files are, for what is not the run's main search; all of its trials
+                keep their checkpoints.
+        """
+        (folder.path / place).mkdir(exist_ok=True)
+        self.optuna = open_study(study, folder.path / place / _JOURNAL, *subject.objective.directions)
         self._study = study
         self._subject = subject
         self._folder = folder
-        self._trials_folder = (folder.path / "trials").absolute()
+        self._names = names
+        self._keeps_all = bool(place)
+        self._trials_folder = (folder.path / place / "trials").absolute()
         self._tracker = tracker
         self._parent = parent
         self._progress = progress
 
-    def run(self, plan: Plan, started: float) -> None:
-        """Run the trials that the budget still allows; it counts from `started` (Unix time) in this process."""
+    def run(self, plan: Plan, started: float, space: TrialValues | None = None) -> None:
+        """Run the trials that the budget still allows; it counts from `started` (Unix time) in this process.
+
+        Args:
+            space: in place of the study's.
+        """
         study, objective, epochs = self._study, self._subject.objective, self._subject.epochs(self._study)
         started -= self._folder.state.get("seconds", 0.0)
         deadline = math.inf if study.search.minutes is None else started + 60 * study.search.minutes
         context = SearchContext(study, self._subject, self._trials_folder, frozenset(rungs(study, epochs)), deadline)
-        scheduler = build_scheduler(study, objective.direction, epochs)
+        scheduler = build_scheduler(study, objective.directions[0], epochs)
         earlier = self.optuna.get_trials(deepcopy=False)
         replay(scheduler, (trial.intermediate_values for trial in earlier if trial.state.is_finished()))
         recorder = Recorder(
             study, self._folder, self._trials_folder, self._tracker, self._parent, self.optuna, objective,
-            self._progress, started,
+            self._progress, started, self._names, self._keeps_all,
         )  # fmt: skip
         searcher = TrialSearcher(
             self.optuna,
-            build_space(study),
+            space or build_space(study),
             sampler=study.search.sampler,
             trials=study.search.trials,
             deadline=deadline,
             check=study.with_values,
-            stopped_by=study.search.scheduler,
+            stopped_by=study.search.stopping,
         )
         recorder.follow(searcher)
         trainable, resources = TrialTrainable, {"cpu": plan.cpus, "gpu": plan.gpus}
@@ -103,7 +131,7 @@ class Sweep:
                 # Not `Tuner`, which saves itself, callbacks and searcher included, for a `restore` that is not needed.
                 tune.run(
                     tune.with_parameters(trainable, context=context),
-                    name=self._folder.key,
+                    name=f"{self._folder.key}-{self._names.activity}",
                     storage_path=scratch,
                     resources_per_trial=resources,
                     search_alg=searcher,
@@ -120,16 +148,65 @@ class Sweep:
                 )
         recorder.finish()
 
-    def best(self) -> FrozenTrial:
-        """The best trial.
+    def confirmed(
+        self,
+        plan: Plan,
+        objectives: Mapping[str, Objective],
+        judge: Callable[[Study, Callable[[Trained], None]], Mapping[str, Mapping[str, float]]],
+    ) -> pd.DataFrame:
+        """Train the best trials and the study's own values again with new seeds; the table of `confirmation`.
+
+        It is another sweep, of given points, and so resumes, tracks and shares out resources as any.
+
+        Args:
+            objectives: by split.
+            judge: gives the metrics by split of a study's training, which its second argument brings to its end.
+        """
+        trials = self.optuna.get_trials(deepcopy=False)
+        points = confirmation.points(self._study, ranked(trials, self._subject.objective))
+        given = {"sampler": "random", "scheduler": "none", "trials": len(points)}
+        study = self._study.with_values({f"search.{key}": value for key, value in given.items()})
+
+        def name(number: int) -> str:
+            candidate, values = points[number]
+            return f"{candidate if candidate == DEFAULT else f'trial {candidate}'} seed {values['seed']}"
+
+        names = Names("confirmation", "confirmation", name)
+        again = Sweep(
+            study, self._subject, self._folder, self._tracker, self._parent, self._progress, names, "confirmation"
+        )
+        again.run(plan, time.time(), lambda trial: points[trial.number][1])
+        reruns = []
+        for trial in again.optuna.get_trials(deepcopy=False):
+            if trial.state == TrialState.COMPLETE and not was_stopped(trial):
+                candidate, values = points[trial.number]
+                reruns.append(Rerun(candidate, values["seed"], again._judged(trial, judge)))
+        shutil.rmtree(again._trials_folder, ignore_errors=True)
+        return confirmation.confirmation(objectives, reruns)
+
+    def _judged(
+        self, trial: FrozenTrial, judge: Callable[[Study, Callable[[Trained], None]], Mapping[str, Mapping[str, float]]]
+    ) -> dict[str, dict[str, float]]:
+        """The metrics of a trial by split, from the disk where they were computed before."""
+        path = self._trials_folder.with_name(f"{trial.number}.json")
+        if not path.exists():
+            study = self._study.with_values(trial.user_attrs[VALUES])
+            costs = {name: value for name, value in trial.user_attrs[METRICS].items() if name.startswith(COST)}
+            splits = judge(study, lambda run: self.restore(run, trial))
+            write_json(path, {split: {**metrics, **costs} for split, metrics in splits.items()})
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def best(self, confirmed: pd.DataFrame | None = None) -> FrozenTrial:
+        """The best trial, by its confirmation where there is one.
 
         Raises:
             RunError: when no trial has a value.
         """
         trials = self.optuna.get_trials(deepcopy=False)
-        order = ranked(trials, self._subject.objective.direction)
+        order = ranked(trials, self._subject.objective)
         if order:
-            return order[0]
+            first = DEFAULT if confirmed is None else confirmed["candidate"].iloc[0]
+            return order[0] if first == DEFAULT else trials[int(first)]
         if not trials:
             minutes = self._study.search.minutes
             raise RunError(f"search.minutes: the {minutes:g} minutes were over before a trial began; raise the limit")
@@ -157,42 +234,65 @@ class Sweep:
         (path / _BEST_STUDY).write_text(self._study.with_values(values).to_yaml(), encoding="utf-8")
         for name in (_TRIALS_TABLE, _BEST_STUDY):
             self._parent.log_artifact(path / name)
-        importances = parameter_importances(self.optuna)
-        about = {"objective": objective.name, "direction": objective.direction, "importances": importances}
+        directions = dict(zip(objective.names, objective.directions, strict=True))
+        found = importances(self.optuna, objective.names, self._study.seed)
+        first, *_ = objective.names
+        shares = found[first]["ped_anova"].to_dict() if found else {}
+        about = {"objective": first, "direction": directions[first], "importances": shares, "objectives": directions}
         write_json(path / _SEARCHED, about)
-        for figure in plots.search_figures(trials, objective.name, objective.direction, importances, path / "plots"):
+        metrics = {name: task.metric for name, task in self._study.tasks.items()}
+        responses = weight_responses(trials, metrics, self._study.seed)
+        for table, name in ((responses, _RESPONSES), (pd.concat(found) if found else responses[:0], _IMPORTANCES)):
+            if len(table):
+                table.to_csv(path / name, index=name == _IMPORTANCES)
+                self._parent.log_artifact(path / name)
+        figures = [
+            *plots.search_figures(trials, directions, found, responses, path / "plots"),
+            *optuna_figures(self.optuna, objective.names, found, path / "plots"),
+        ]
+        for figure in figures:
             self._parent.log_artifact(figure, "plots")
 
     def outcome(self, best: FrozenTrial) -> dict[str, Any]:
         """What the result's file says of every search: see `ended_search`."""
+        trials = self.optuna.get_trials(deepcopy=False)
         return {
-            "trials_begun": len(self.optuna.get_trials(deepcopy=False)),
+            "trials_begun": len(trials),
             "seconds": self._folder.state["seconds"],
             "best_values": best.user_attrs[VALUES],
+            "chosen": chosen_words(pareto_front(trials, self._subject.objective), self._subject.objective),
         }
 
 
 def trials_table(optuna_study: optuna.Study, objective: Objective) -> pd.DataFrame:
     """One row for each trial that has ended, the best first.
 
-    Columns: number, state (finished, stopped, failed), the objective by its name, epochs, seconds, each value that was
-    searched by its dotted key, each `task/metric` on validation, and the reasons `stopped` and `error`.
+    Columns: number, state (finished, stopped, failed), `front` where objectives are several (whether no other trial
+    beats it in all) and `feasible` where there are constraints; the objectives by their names, epochs, seconds, each
+    value that was searched by its dotted key, each `task/metric` on validation, the costs that were asked for, and the
+    reasons `stopped` and `error`.
     """
     ended = [trial for trial in optuna_study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    with_value = ranked(ended, objective.direction)
+    with_value = ranked(ended, objective)
+    front = {trial.number for trial in pareto_front(ended, objective)}
     rows = []
-    for trial in [*with_value, *(trial for trial in ended if trial.value is None)]:
+    for trial in [*with_value, *(trial for trial in ended if trial.values is None)]:
         attributes = trial.user_attrs
         failed = trial.state == TrialState.FAIL
+        objectives = dict(zip(objective.names, trial.values or [math.nan] * len(objective.names), strict=True))
+        costs = {name: attributes.get(METRICS, {}).get(f"{COST}{name}") for name in objective.costs}
         rows.append(
             {
                 "number": trial.number,
                 "state": "failed" if failed else "stopped" if was_stopped(trial) else "finished",
-                objective.name: trial.value if trial.value is not None else math.nan,
+                **({} if objective.is_one else {"front": trial.number in front}),
+                **({"feasible": bool(trial.values) and is_feasible(trial)} if objective.bounds else {}),
+                **objectives,
                 "epochs": attributes.get(EPOCHS, 0),
                 "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
                 **attributes.get(VALUES, {}),
-                **{name: value for name, value in validation_metrics(trial).items() if name != objective.name},
+                **{name: value for name, value in validation_metrics(trial).items() if name not in objectives},
+                **{name: value for name, value in costs.items() if name not in objectives},
                 "stopped": attributes.get(STOPPED),
                 "error": attributes.get(ERROR),
             }
@@ -241,7 +341,8 @@ def _tune_settings() -> Iterator[str]:
 
 def search_digest(study: Study, *sections: str) -> str:
     """Changes with the search's settings and `sections`, of which all its trials are; not with its budget."""
-    alike = study.with_values({"search.trials": 1, "search.minutes": None, "search.concurrency": None})
+    budget = {"trials": 1, "minutes": None, "concurrency": None, "confirm": None}
+    alike = study.with_values({f"search.{key}": value for key, value in budget.items()})
     return alike.digest(*sections, "search")
 
 

@@ -19,7 +19,16 @@ import torch
 from ray import tune
 from ray.tune.result import DONE
 
-from polyshot.searching.protocol import DEADLINE, ERROR, OBJECTIVE, STOPPED, error_words
+from polyshot.searching.objective import COST
+from polyshot.searching.protocol import (
+    DEADLINE,
+    ERROR,
+    OBJECTIVE,
+    OBJECTIVES,
+    STOPPED,
+    VIOLATIONS,
+    error_words,
+)
 from polyshot.searching.subject import Subject, Trained
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
@@ -51,9 +60,10 @@ def checkpoint_path(trials: Path, number: int) -> Path:
 class TrialTrainable(tune.Trainable):
     """Trains the trial whose `number` and `values` are its config; a step is some epochs.
 
-    A result holds `objective` and `metrics` (pairs) of the epoch that would be kept, the one with the lowest validation
-    loss so far; `epoch`, the last one trained; `epochs`, what is new, as dictionaries (all of them in a trial's first
-    result); `finished`, trained to its end; and `error` or `stopped` where that is why it ended.
+    A result holds `objective`, `objectives`, `violations` and `metrics` (pairs, costs among them) of the epoch that
+    would be kept, the one with the lowest validation loss so far; `epoch`, the last one trained; `epochs`, what is new,
+    as dictionaries (all of them in a trial's first result); `finished`, trained to its end; and `error` or `stopped`
+    where that is why it ended.
     """
 
     _error: str | None
@@ -78,24 +88,33 @@ class TrialTrainable(tune.Trainable):
                 return self._advance()
             except Exception as error:  # noqa: BLE001 - as in _begin
                 self._error = error_words(error)
-        return {OBJECTIVE: math.nan, ERROR: self._error, "epoch": 0, "epochs": [], "finished": False, DONE: True}
+        failed = {OBJECTIVE: math.nan, OBJECTIVES: [math.nan], ERROR: self._error}
+        return failed | {"epoch": 0, "epochs": [], "finished": False, DONE: True}
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._error = None
         self._reported = 0
         self._path = checkpoint_path(self._context.folder, config["number"])
         try:
-            self._open(self._context.study.with_values(config["values"]))
+            study = self._context.study.with_values(config["values"])
+            self._costs = self._context.subject.costs(study)
+            self._open(study)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this trial's and not the next one's
             self._error = error_words(error)
 
     def _result(self, history: list[Epoch], finished: bool, is_late: bool) -> dict[str, Any]:
         new = history[self._reported :]
         self._reported = len(history)
+        objective = self._context.subject.objective
         best = next((epoch for epoch in reversed(history) if epoch.is_best), None)
+        costs = self._costs | {"training_seconds": sum(epoch.seconds for epoch in history)}
+        metrics = (best.metrics if best else {}) | {f"{COST}{name}": costs[name] for name in objective.costs}
+        values = objective.values(metrics) if best else [math.nan]
         return {
-            OBJECTIVE: self._context.subject.objective.value(best.metrics) if best else math.nan,
-            "metrics": list(best.metrics.items()) if best else [],
+            OBJECTIVE: values[0],
+            OBJECTIVES: values,
+            VIOLATIONS: objective.violations(metrics) if best else {},
+            "metrics": list(metrics.items()) if best else [],
             "epoch": history[-1].number,
             "epochs": [asdict(epoch) for epoch in new],
             "finished": finished,

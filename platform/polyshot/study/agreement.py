@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from polyshot.errors import StudyError, did_you_mean
 from polyshot.study.meta import GroupEpisodes
 from polyshot.study.model import MLP, CustomEncoder, GroupedSharing, HierarchicalSharing, PLESharing
-from polyshot.study.search import Choice, Search
+from polyshot.study.search import RANK, Choice, Search
 from polyshot.study.tasks import MultilabelTask, RegressionTask, TokensTask
 from polyshot.study_file import Key
 
@@ -80,13 +80,7 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     if study.training.accumulate > 1 and balance not in LINEAR:
         message = f"balance.kind '{balance}' needs the losses of a whole batch at once; use {' or '.join(LINEAR)}"
         yield ("training", "accumulate"), message
-    objectives = ["improvement", *(f"{name}/{task.metric}" for name, task in study.tasks.items())]
-    if study.search.objective not in objectives:
-        yield (
-            ("search", "objective"),
-            f"must be one of {', '.join(objectives)}, got '{study.search.objective}'."
-            + did_you_mean(study.search.objective, objectives),
-        )
+    yield from _objective_disagreements(study)
     known = study.flat()
     without_search = study.to_dict() | {"search": Search().model_dump(mode="json")}
     for key, distribution in study.search.space.items():
@@ -101,6 +95,33 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
             except StudyError as error:
                 yield ("search", "space", key), f"the key does not accept {value!r}: {error.problems[0].message}"
                 break
+
+
+def _objective_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
+    """Objectives and constraints that name no task, or no metric of its kind."""
+    known = study.quantities
+    for name in study.search.objectives:
+        if name not in (*known, RANK):
+            shown = ", ".join((*(name for name in known if "/" not in name), RANK))
+            yield (
+                ("search", "objective"),
+                f"must be one of {shown}, or a task's metric such as {first_metric(study)}, got '{name}'."
+                + did_you_mean(name, [*known, RANK]),
+            )
+    if study.search.objectives == [RANK] and len(study.tasks) < 2:
+        yield ("search", "objective"), "'rank' weighs tasks against each other and there is one; name its metric"
+    for place, bound in enumerate(study.search.bounds):
+        if bound.name not in known:
+            yield (
+                ("search", "constraints", place),
+                f"'{bound.name}' is nothing that can be bounded; name a cost, an improvement or a task's metric such "
+                f"as {first_metric(study)}.{did_you_mean(bound.name, known)}",
+            )
+
+
+def first_metric(study: Study) -> str:
+    name, task = next(iter(study.tasks.items()))
+    return f"{name}/{task.metric}"
 
 
 # Balancers that weigh each task by itself; the others compare the losses or gradients of a batch's tasks, which must be

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from polyshot.study.section import Section
+
+# What can be optimised or bounded beside `task/metric`; of a trial, on validation.
+IMPROVEMENT, WORST_IMPROVEMENT, RANK = "improvement", "worst_improvement", "rank"
+COSTS = ("parameters", "latency_ms", "training_seconds")
 
 
 class Choice(Section):
@@ -48,6 +54,44 @@ Distribution = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Bound:
+    """One of `search.constraints`: `name` must be at most `value`, or at least where `is_lower`."""
+
+    name: str
+    is_lower: bool
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Bound:
+        """
+        Raises:
+            ValueError: when the text is not of the form NAME <= NUMBER.
+        """
+        found = re.fullmatch(r"\s*([^\s<>=]+)\s*(<=|>=)\s*([^\s<>=]+)\s*", text)
+        try:
+            if found:
+                return cls(found[1], found[2] == ">=", float(found[3]))
+        except ValueError:
+            pass
+        raise ValueError(f"'{text}' is no constraint; write it as 'math/r2 >= 0.8' or 'latency_ms <= 5'")
+
+    def __str__(self) -> str:
+        return f"{self.name} {'>=' if self.is_lower else '<='} {self.value:g}"
+
+    def violation(self, value: float) -> float:
+        """By how much `value` breaks the bound, as a share of it; zero or less where it holds."""
+        excess = self.value - value if self.is_lower else value - self.value
+        return excess / (abs(self.value) or 1.0)
+
+
+class Confirm(Section):
+    """The best trials once more with new seeds, beside the study's own values: what was found, and what was luck."""
+
+    top: int = Field(3, ge=1, description="How many of the best trials.")
+    seeds: int = Field(5, ge=2, description="New seeds, the same for all.")
+
+
 class Search(Section):
     """What is searched, for how long and by which method."""
 
@@ -57,22 +101,78 @@ class Search(Section):
         "balancing, meta, transfer) or `package.module:function`.",
     )
     space: dict[str, Distribution] = Field({}, description="Distributions by dotted key of this study.")
-    objective: str = Field(
+    objective: str | Annotated[list[str], Field(min_length=1)] = Field(
         "improvement",
-        description="`improvement` (Δm over single-task baselines) or `task/metric`; on validation. Searches of "
-        "meta-learning have their own: the metric of the validation tasks.",
+        description="What is optimised, on validation: `improvement` (Δm over single-task baselines), "
+        "`worst_improvement` (of the task that gains least), `task/metric`, `task/improvement`, `parameters`, "
+        "`latency_ms` (of one row), `training_seconds`; several of them as a list; or `rank`: every task's metric, and "
+        "of the trials that no other one beats in all, the one with the best mean rank, tasks weighed by their "
+        "`weight`. Searches of meta-learning have their own: the metric of the validation tasks.",
+    )
+    constraints: list[str] = Field(
+        [], description="What the trial that is chosen must hold, such as `math/r2 >= 0.8` or `latency_ms <= 5`."
     )
     trials: int | None = Field(20, ge=1, description="Number of trials; `null` for as many as `minutes` allows.")
     minutes: float | None = Field(None, gt=0, description="Time limit of the whole search.")
-    sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2", "qmc"] = "tpe"
-    scheduler: Literal["asha", "median", "none"] = Field("asha", description="Which trials are stopped early.")
+    sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2", "nsga3", "qmc"] = "tpe"
+    scheduler: Literal["auto", "asha", "median", "none"] = Field(
+        "auto", description="Which trials are stopped early; `auto`: `asha`, and `none` where objectives are several."
+    )
     grace_epochs: int = Field(
         5,
         ge=1,
         description="Epochs (in meta-learning: looks at the validation tasks) that every trial is given before it may "
         "be stopped.",
     )
+    confirm: Confirm | None = Field(None, description="For `polyshot search`; `null` for none.")
     concurrency: int | None = Field(None, ge=1, description="Trials at once; by default as many as the CPUs allow.")
+
+    @property
+    def objectives(self) -> list[str]:
+        return [self.objective] if isinstance(self.objective, str) else self.objective
+
+    @property
+    def bounds(self) -> list[Bound]:
+        return [Bound.parse(text) for text in self.constraints]
+
+    @property
+    def has_one_objective(self) -> bool:
+        return len(self.objectives) == 1 and self.objectives != [RANK]
+
+    @property
+    def stopping(self) -> str:
+        """The scheduler: `auto` is settled."""
+        if self.scheduler == "auto":
+            return "asha" if self.has_one_objective else "none"
+        return self.scheduler
+
+    @field_validator("constraints")
+    @classmethod
+    def _constraints_can_be_read(cls, constraints: list[str]) -> list[str]:
+        for text in constraints:
+            Bound.parse(text)
+        return constraints
+
+    @model_validator(mode="after")
+    def _methods_fit_objectives(self) -> Self:
+        objectives = self.objectives
+        if len(set(objectives)) < len(objectives):
+            raise ValueError(f"objectives {objectives} name one twice; remove it")
+        if RANK in objectives and len(objectives) > 1:
+            raise ValueError("the objective 'rank' is every task's metric already; let it stand alone")
+        if not self.has_one_objective:
+            if self.scheduler in ("asha", "median"):
+                raise ValueError(
+                    f"the scheduler '{self.scheduler}' compares trials by one objective and there are several; "
+                    "use 'none' (or 'auto')"
+                )
+            if self.sampler == "cmaes":
+                raise ValueError("the sampler 'cmaes' has one objective; use tpe, nsga2, nsga3 or gp for several")
+        elif self.sampler == "nsga3":
+            raise ValueError("the sampler 'nsga3' is for several objectives; use 'nsga2' or 'tpe' for one")
+        if self.constraints and self.sampler == "cmaes":
+            raise ValueError("the sampler 'cmaes' knows no constraints; use tpe, nsga2 or gp")
+        return self
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:

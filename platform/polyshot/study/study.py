@@ -22,7 +22,7 @@ from polyshot.study.data import Data, Source
 from polyshot.study.meta import EPISODES, Meta
 from polyshot.study.model import Model
 from polyshot.study.scale import Scale
-from polyshot.study.search import Search
+from polyshot.study.search import COSTS, IMPROVEMENT, RANK, WORST_IMPROVEMENT, Search
 from polyshot.study.section import NAME, OBJECT_PATH, Section
 from polyshot.study.tasks import RegressionTask, Task, TokensTask, own_targets
 from polyshot.study.tracking import Tracking
@@ -257,6 +257,29 @@ class Study(Section):
         """Task weights λ, normalised: Σ λ = 1."""
         total = sum(task.weight for task in self.tasks.values())
         return {name: task.weight / total for name, task in self.tasks.items()}
+
+    @property
+    def quantities(self) -> list[str]:
+        """What a search can optimise or bound; a task alone stands for its metric."""
+        metrics = [f"{name}/{metric}" for name, task in self.tasks.items() for metric in (*task.metrics, IMPROVEMENT)]
+        return [IMPROVEMENT, WORST_IMPROVEMENT, *COSTS, *self.tasks, *metrics]
+
+    @property
+    def objectives(self) -> list[str]:
+        """What the search optimises, without short forms."""
+        names = self.search.objectives
+        return [self.quantity(name) for name in (self.tasks if names == [RANK] else names)]
+
+    def quantity(self, name: str) -> str:
+        """One of `quantities` without its short form: `task/metric` for a task alone."""
+        is_task = name in self.tasks and name not in (IMPROVEMENT, WORST_IMPROVEMENT, *COSTS)
+        return f"{name}/{self.tasks[name].metric}" if is_task else name
+
+    def watched(self, task: str) -> list[str]:
+        """The metrics of a task that are computed after every epoch: its own, then those that the search asks for."""
+        own = self.tasks[task]
+        named = [*self.search.objectives, *(bound.name for bound in self.search.bounds)]
+        return [own.metric, *(name for name in own.metrics if name != own.metric and f"{task}/{name}" in named)]
 
     @property
     def storage_folder(self) -> Path:

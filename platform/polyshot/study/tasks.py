@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -22,6 +22,11 @@ class TaskSection(Source):
     learning_rate_factor: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="Of the learning rate, for the parameters that only this task has."
     )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """All metrics that a task of this kind may choose."""
+        return get_args(type(self).model_fields["metric"].annotation)
 
 
 class SingleTargetTask(TaskSection):

@@ -224,12 +224,12 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics as `task/metric` of outputs [N, O] against labels and mask [N, L].
 
-    With `study`, each task's chosen metric only (as after every epoch); otherwise all that its kind has. A metric that
-    the labels do not define (ROC-AUC with one class present) is NaN.
+    With `study`, each task's chosen metric and those that a search asks for (as after every epoch); otherwise all that
+    its kind has. A metric that the labels do not define (ROC-AUC with one class present) is NaN.
     """
     values: dict[str, float] = {}
     for target, known, predicted in labelled(outputs, labels, mask, targets, layout):
-        chosen = [study.tasks[target.task].metric] if study else METRICS[target.kind]
+        chosen = study.watched(target.task) if study else METRICS[target.kind]
         for name in chosen:
             values[f"{target.task}/{name}"] = _defined(METRICS[target.kind][name], known, predicted)
     return values

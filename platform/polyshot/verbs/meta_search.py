@@ -29,6 +29,7 @@ from polyshot.searching.space import check_space
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.shown import Shown
 from polyshot.study import Study
+from polyshot.study.search import IMPROVEMENT
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
 from polyshot.training.loop import Epoch
@@ -77,13 +78,16 @@ class MetaLearning:
 
     @property
     def objective(self) -> Objective:
-        return Objective(f"{self.source.name}/{self.source.objective.metric}", {})
+        return Objective((f"{self.source.name}/{self.source.objective.metric}",), {})
 
     def epochs(self, study: Study) -> int:
         return math.ceil(study.meta.iterations / study.meta.validate_every)
 
     def begin(self, study: Study) -> MetaRun:
         return begin(study, self.source)
+
+    def costs(self, study: Study) -> dict[str, float]:  # noqa: ARG002
+        return {}
 
     def train_distributed(self, study: Study, folder: Path, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:
         return train_distributed(study, self.source, folder, on_epoch)
@@ -162,9 +166,13 @@ def _check_objective(study: Study, objective: Objective) -> None:
     Raises:
         StudyError: when the study asks for another objective than there is.
     """
-    if study.search.objective not in ("improvement", objective.name):  # the former is what stands there by itself
-        message = f"a search of meta-learning optimises {objective.name} on validation tasks; remove this key"
+    (name,) = objective.names
+    if study.search.objective not in (IMPROVEMENT, name):  # the former is what stands there by itself
+        message = f"a search of meta-learning optimises {name} on validation tasks; remove this key"
         raise StudyError([Problem("search.objective", message)])
+    for key in ("constraints", "confirm"):
+        if getattr(study.search, key):
+            raise StudyError([Problem(f"search.{key}", "a search of meta-learning knows none; remove this key")])
 
 
 def _read_result(study: Study, folder: Path, outcome: dict[str, Any]) -> MetaSearchResult:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from polyshot.report import plots
 from polyshot.results import comparison, delta_m, hurt_tasks, verdict_words
 from polyshot.run_folder import read_table, write_improvement, write_json, write_table
 from polyshot.saved_model import save_model
-from polyshot.searching.objective import Objective
+from polyshot.searching import confirmation
+from polyshot.searching.objective import Objective, validation_baselines
 from polyshot.searching.record import log_baseline_once
-from polyshot.searching.scheduling import plan_trials
+from polyshot.searching.scheduling import Plan, plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.subject import MultiTaskLearning, have_same_data
@@ -33,13 +34,13 @@ from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
-from polyshot.training.baselines import Baseline, merged, train_baselines
+from polyshot.training.baselines import Baseline, chosen_metrics, merged, train_baselines
 from polyshot.training.bootstrap import improvement_intervals
 from polyshot.training.loop import TrainingRun
 from polyshot.training.threads import use_threads
 from polyshot.verbs.recording import Recording, recorded
 
-_METRICS = "metrics.json"
+_METRICS, _CONFIRMATION = "metrics.json", "confirmation.json"
 # What trials of one search must have in common.
 _SECTIONS = ("name", "seed", "data", "tasks", "model", "balance", "training")
 
@@ -50,7 +51,12 @@ class SearchResult(Shown):
 
     Attributes:
         trials: one row per trial, the best first (see `searching.sweep.trials_table`).
-        best_values: the values of the best trial, by dotted key.
+        best_trial: the number of the one that was chosen, evaluated and saved.
+        best_values: its values, by dotted key.
+        chosen: how it was chosen, in words.
+        confirmation: the best trials and the study's own values with new seeds (see `searching.confirmation`), where
+            the study asks for it.
+        confirmed: what it says of the best trial, in words.
         metrics: one row per split and task: multi_task, single_task (the study's own settings), single_task_tuned (the
             best trial's settings) and the improvement over the latter, its interval and the verdict (see
             `results.comparison`).
@@ -63,7 +69,11 @@ class SearchResult(Shown):
     """
 
     trials: pd.DataFrame
+    best_trial: int
     best_values: dict[str, Any]
+    chosen: str
+    confirmation: pd.DataFrame | None
+    confirmed: list[str]
     metrics: pd.DataFrame
     improvement: float
     interval: tuple[float, float]
@@ -79,6 +89,11 @@ class SearchResult(Shown):
     def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
         yield "The best trial", self.metrics
         yield f"{len(self.trials)} trials", self.trials.dropna(axis=1, how="all")
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """The trials that no other one beats in all objectives, the best first; of one objective, the best."""
+        return self.trials[self.trials["front"]] if "front" in self.trials else self.trials.head(1)
 
 
 def search(
@@ -121,7 +136,7 @@ def search(
             progress = recording.kept(progress)
             run = _Search(study, table, prepared, recording, progress)
             run.sweep.run(plan, started)
-            outcome = run.conclude()
+            outcome = run.conclude(run.confirm(plan) if study.search.confirm else None)
     outcome["mlflow_id"] = recording.settle(progress)
     write_json(recording.folder.path / RESULT, outcome)
     recording.folder.close("finished")
@@ -143,16 +158,51 @@ class _Search:
         self.folder, self.parent, self.tracker = recording.folder, recording.run, recording.tracker
         self.progress = progress
         self.baselines = self._train_baselines(study, prepared)
-        self.subject = MultiTaskLearning(study, prepared.for_training(), table, Objective.of(study, self.baselines))
+        objective = Objective.of(study, validation_baselines(study, self.baselines))
+        self.subject = MultiTaskLearning(study, prepared.for_training(), table, objective)
         self.sweep = Sweep(study, self.subject, self.folder, self.tracker, self.parent, progress)
         for task, baseline in self.baselines.items():
             self._log_baseline(f"baseline-{task}", study.single_task(task), baseline)
 
-    def conclude(self) -> dict[str, Any]:
-        """Evaluate the best trial's model, save it and log it; returns what the result file holds."""
-        best = self.sweep.best()
+    def confirm(self, plan: Plan) -> pd.DataFrame:
+        """Train the best trials again with new seeds; returns the table of their confirmation."""
+        objective = self.subject.objective
+        on_test = replace(objective, baselines=chosen_metrics(self.study, merged(self.baselines)["test"]))
+        table = self.sweep.confirmed(plan, {"validation": objective, "test": on_test}, self._judged)
+        self._log_confirmation(table)
+        return table
+
+    def _judged(self, study: Study, restore: Callable[[TrainingRun], None]) -> dict[str, dict[str, float]]:
+        """The metrics by split of a training of `study`, which `restore` brings to its end."""
+        prepared = self._prepared(study)
+        run = self.subject.begin(study)
+        restore(run)
+        return {"validation": run.evaluate(prepared.validation), "test": run.evaluate(prepared.test)}
+
+    def _prepared(self, study: Study) -> Prepared:
+        return self.prepared if have_same_data(study, self.study) else prepare(study, self.table)
+
+    def _log_confirmation(self, table: pd.DataFrame) -> None:
+        path = self.folder.path
+        write_table(path / _CONFIRMATION, table)
+        self.parent.log_artifact(path / _CONFIRMATION)
+        for name in self.subject.objective.names:
+            if "difference" in table:
+                (path / "plots").mkdir(exist_ok=True)
+                place = path / "plots" / f"confirmation_{name.replace('/', '_')}.png"
+                self.parent.log_artifact(plots.confirmation(table, name, place), "plots")
+        for sentence in confirmation.words(table):
+            self.progress.note(sentence)
+
+    def conclude(self, confirmed: pd.DataFrame | None) -> dict[str, Any]:
+        """Evaluate the best trial's model, save it and log it; returns what the result file holds.
+
+        Args:
+            confirmed: the table of the confirmation, where the study asks for one.
+        """
+        best = self.sweep.best(confirmed)
         study = self.study.with_values(best.user_attrs[VALUES])
-        prepared = self.prepared if have_same_data(study, self.study) else prepare(study, self.table)
+        prepared = self._prepared(study)
         use_threads(study, prepared)
         run = self.subject.begin(study)
         self.sweep.restore(run, best)
@@ -174,6 +224,9 @@ class _Search:
         if study.tracking.models:
             self.parent.log_model(self.folder.path / "model")
         return self.sweep.outcome(best) | {
+            "best_trial": best.number,
+            "confirm": self.study.search.confirm and self.study.search.confirm.model_dump(),
+            "confirmation": [] if confirmed is None else confirmation.words(confirmed),
             "improvement": improvement["test"],
             "interval": intervals["test"].delta_m.ends,
             "hurt": hurt_tasks(metrics),
@@ -198,13 +251,18 @@ class _Search:
 def saved_result(study: Study, digest: str) -> SearchResult | None:
     """The result of the newest search like this one, when it has ended and used the study's budget."""
     found = ended_search(study, "search", digest)
-    return _read_result(study, *found) if found else None
+    confirm = study.search.confirm and study.search.confirm.model_dump()
+    return _read_result(study, *found) if found and confirm in (None, found[1]["confirm"]) else None
 
 
 def _read_result(study: Study, folder: Path, outcome: dict[str, Any]) -> SearchResult:
     return SearchResult(
         trials=read_trials(folder),
+        best_trial=outcome["best_trial"],
         best_values=outcome["best_values"],
+        chosen=outcome["chosen"],
+        confirmation=read_table(folder / _CONFIRMATION) if outcome["confirm"] else None,
+        confirmed=outcome["confirmation"],
         metrics=read_table(folder / _METRICS),
         improvement=outcome["improvement"],
         interval=tuple(outcome.get("interval", (math.nan, math.nan))),

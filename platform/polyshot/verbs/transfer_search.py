@@ -14,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from polyshot.cluster.ray import nodes, ray_session
-from polyshot.errors import ResourceError
+from polyshot.errors import Problem as StudyProblem
+from polyshot.errors import ResourceError, StudyError
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_json
 from polyshot.searching.objective import Objective
@@ -90,6 +91,9 @@ class TransferLearning:
         problem = _largest(replace(self.target, study=study), self.sources)
         return Trial(SEARCHED, study.transfer.methods[SEARCHED], problem)
 
+    def costs(self, study: Study) -> dict[str, float]:  # noqa: ARG002
+        return {}
+
     def train_distributed(self, *_: Any, **__: Any) -> dict[str, Any]:
         raise ResourceError("scale.workers: each trial of transfer trains in one process; set it to 1")
 
@@ -111,6 +115,7 @@ def transfer_search(
     check_scale(study)
     check_sampler(study.search.sampler)
     check_space(study, _refusal)
+    _check_objective(study)
     store = resolve(study)
     store.check()
     sources = find_sources(study, progress)
@@ -123,7 +128,7 @@ def transfer_search(
         progress.note(note)
     use_threads(study, target.own)
     checked_trials(targets, sources)
-    subject = TransferLearning(target, sources, Objective(study.search.objective, _scratch(target, sources)))
+    subject = TransferLearning(target, sources, Objective.of(study, _scratch(target, sources)))
     with ray_session(study):
         plan = plan_trials(study, nodes())
         warm_up(plan)
@@ -170,6 +175,19 @@ def _refusal(key: str) -> str | None:
     if not key.startswith(_METHOD):
         return f"plays no part in a trial of transfer; search keys of `{_METHOD}`, as the space 'transfer' does"
     return None
+
+
+def _check_objective(study: Study) -> None:
+    """
+    Raises:
+        StudyError: when the study asks for the cost of a model, which methods of transfer do not choose.
+    """
+    named = {*study.search.objectives, *(bound.name for bound in study.search.bounds)}
+    if costs := sorted(named & {"parameters", "latency_ms"}):
+        message = f"'{costs[0]}' is not measured in searches of transfer; remove it"
+        raise StudyError([StudyProblem("search.objective", message)])
+    if study.search.confirm:
+        raise StudyError([StudyProblem("search.confirm", "is for `polyshot search`; remove it")])
 
 
 def _read_result(study: Study, folder: Any, outcome: dict[str, Any]) -> TransferSearchResult:
