@@ -11,6 +11,7 @@ from results (TPE, GP, CMA-ES) would spend trials on finding that out. Two tasks
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from polyshot.study import Study
@@ -31,3 +32,15 @@ def task_weights(trial: optuna.Trial, study: Study) -> dict[str, Any]:
         weights[f"tasks.{task}.weight"] = left * share
         left *= 1 - share
     return weights | {f"tasks.{last}.weight": left}
+
+
+def shares(weights: Mapping[str, float]) -> dict[str, float]:
+    """The parameters from which `task_weights` makes these weights (by task, in the study's order): its inverse."""
+    *breaking, _ = weights
+    left = sum(weights.values())
+    parameters = {}
+    for index, task in enumerate(breaking):
+        share = min(1.0, weights[task] / left) if left > 0 else 0.0
+        parameters[f"share.{task}"] = 1 - (1 - share) ** (len(breaking) - index)
+        left -= weights[task]
+    return parameters

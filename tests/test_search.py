@@ -19,9 +19,10 @@ from conftest import STUDY, learnable_table
 from optuna.trial import TrialState
 
 from polyshot.data.prepare import prepare
-from polyshot.errors import ResourceError, RunError
+from polyshot.errors import ResourceError, RunError, TrackingError
 from polyshot.progress import Progress
 from polyshot.searching.searcher import open_study
+from polyshot.searching.starts import starts
 from polyshot.study import Study
 from polyshot.training.baselines import train_baselines
 from polyshot.verbs.search import SearchResult, saved_result, search
@@ -246,7 +247,8 @@ def test_plots_of_the_search_are_among_its_artifacts(whole):
     study, result, _ = whole
     artifacts = MlflowClient(resolve(study).uri).list_artifacts(result.mlflow_id, "plots")
     names = {Path(artifact.path).stem for artifact in artifacts}
-    assert names == {"search_history", "parameter_importances", "learning_curves", "improvement"}
+    learned = {"parameter_importances", "slices", "contour"}
+    assert names == {"search_history", "learning_curves", "improvement"} | learned
 
 
 def test_a_search_whose_budget_is_used_returns_what_it_found_at_once(whole):
@@ -269,6 +271,16 @@ def test_a_newer_search_that_was_interrupted_comes_before_what_an_older_one_foun
     finally:
         shutil.rmtree(newer)
     assert saved_result(study, state["digest"]).folder == result.folder
+
+
+def test_an_earlier_searchs_best_point_is_found_on_disk_and_in_mlflow(whole):
+    study, result, _ = whole
+    found = starts(study.with_values({"search.start": [str(result.folder), "mlflow:houses"]}))
+    on_disk, in_mlflow = found.values()
+    assert on_disk.keys() == in_mlflow.keys() >= {"share.price", "log2(training.batch_size)"}
+    assert on_disk == pytest.approx(in_mlflow)
+    with pytest.raises(TrackingError, match=r"search.start.0.*'nowhere'|no runs of experiment 'nowhere'"):
+        starts(study.with_values({"search.start": ["mlflow:nowhere"]}))
 
 
 def test_a_larger_budget_goes_on(whole):

@@ -28,7 +28,7 @@ from polyshot.run_folder import RunFolder
 from polyshot.searching.objective import COST, Objective
 from polyshot.searching.protocol import ERROR, OBJECTIVES, STOPPED
 from polyshot.searching.ranking import ranked
-from polyshot.searching.searcher import EPOCHS, METRICS, VALUES, TrialSearcher, was_stopped
+from polyshot.searching.searcher import EPOCHS, METRICS, START, VALUES, TrialSearcher, was_stopped
 from polyshot.searching.trainable import trial_folder
 from polyshot.study import Study
 from polyshot.study.search import IMPROVEMENT
@@ -195,6 +195,8 @@ class Recorder(tune.Callback):
             if not is_new:
                 return
             run = self._run(trial.number, trial.user_attrs.get(VALUES, {}))
+            if START in trial.user_attrs:
+                run.set_tags({"polyshot.start": trial.user_attrs[START]})
             if metrics := validation_metrics(trial):
                 found = trial.user_attrs[METRICS]
                 run.log_metrics(self._named(self._objective.values(found)), step=trial.user_attrs[EPOCHS])

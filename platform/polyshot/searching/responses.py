@@ -36,7 +36,7 @@ def weight_responses(trials: pd.DataFrame, metrics: Mapping[str, str], seed: int
     if len(known) < _FEWEST or len(metrics) < 2:
         return pd.DataFrame()
     weights = known[columns].to_numpy(np.float64)
-    weights /= weights.sum(1, keepdims=True)
+    weights = weights / weights.sum(1, keepdims=True)
     others = _encoded(known[[name for name in known if "." in name and name not in columns]])
     rows = []
     for task, metric in metrics.items():

@@ -30,6 +30,7 @@ from polyshot.study import Study
 # User attributes of Optuna's trials, beside ERROR and STOPPED: the trial's values by dotted key, the metrics of the
 # epoch that was kept, and how many epochs it was trained.
 VALUES, METRICS, EPOCHS = "values", "metrics", "epochs"
+START = "start"  # and where the trial comes from, if it was to start the search
 
 _OPTUNA_STUDY = "search"
 # These learn from complete trials only, and would go on suggesting what was stopped; they are told stopped trials as
@@ -162,7 +163,7 @@ class TrialSearcher(OptunaSearch):
         # Of several objectives, Optuna knows no pruned trials.
         is_complete = sampler in _LEARN_FROM_COMPLETE_ONLY or not self._is_one
         self._stopped_state = TrialState.COMPLETE if is_complete else TrialState.PRUNED
-        self._begun = len(optuna_study.get_trials(deepcopy=False))
+        self._begun = len(begun(optuna_study))
         self._interrupted = optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         self.numbers: dict[str, int] = {}  # Tune's trial id → Optuna's trial number
 
@@ -262,6 +263,11 @@ class TrialSearcher(OptunaSearch):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the journal has it all."""
+
+
+def begun(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that have begun: all but those that are to start the search and have not been asked for."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
 
 
 def was_stopped(trial: FrozenTrial) -> bool:

@@ -40,8 +40,18 @@ from polyshot.searching.ranking import chosen_words, is_feasible, pareto_front, 
 from polyshot.searching.record import Names, Recorder, validation_metrics
 from polyshot.searching.responses import weight_responses
 from polyshot.searching.scheduling import Plan, build_scheduler, replay, rungs
-from polyshot.searching.searcher import EPOCHS, METRICS, VALUES, TrialSearcher, open_study, was_stopped
+from polyshot.searching.searcher import (
+    EPOCHS,
+    METRICS,
+    START,
+    VALUES,
+    TrialSearcher,
+    begun,
+    open_study,
+    was_stopped,
+)
 from polyshot.searching.space import TrialValues, build_space
+from polyshot.searching.starts import starts
 from polyshot.searching.subject import Subject, Trained
 from polyshot.searching.trainable import DistributedTrainable, SearchContext, TrialTrainable, checkpoint_path
 from polyshot.study import Study
@@ -96,18 +106,22 @@ class Sweep:
         self._parent = parent
         self._progress = progress
 
-    def run(self, plan: Plan, started: float, space: TrialValues | None = None) -> None:
+    def run(self, plan: Plan, started: float, space: TrialValues | None = None, reserve: float = 0.0) -> None:
         """Run the trials that the budget still allows; it counts from `started` (Unix time) in this process.
 
         Args:
-            space: in place of the study's.
+            space: in place of the study's, whose starts are then left out as well.
+            reserve: seconds of the time limit that are left for what follows the trials.
         """
         study, objective, epochs = self._study, self._subject.objective, self._subject.epochs(self._study)
         started -= self._folder.state.get("seconds", 0.0)
-        deadline = math.inf if study.search.minutes is None else started + 60 * study.search.minutes
+        deadline = math.inf if study.search.minutes is None else started + 60 * study.search.minutes - reserve
         context = SearchContext(study, self._subject, self._trials_folder, frozenset(rungs(study, epochs)), deadline)
         scheduler = build_scheduler(study, objective.directions[0], epochs)
         earlier = self.optuna.get_trials(deepcopy=False)
+        if not earlier and space is None:
+            for words, parameters in starts(study).items():
+                self.optuna.enqueue_trial(parameters, user_attrs={START: words})
         replay(scheduler, (trial.intermediate_values for trial in earlier if trial.state.is_finished()))
         recorder = Recorder(
             study, self._folder, self._trials_folder, self._tracker, self._parent, self.optuna, objective,
@@ -153,6 +167,7 @@ class Sweep:
         plan: Plan,
         objectives: Mapping[str, Objective],
         judge: Callable[[Study, Callable[[Trained], None]], Mapping[str, Mapping[str, float]]],
+        reserve: float,
     ) -> pd.DataFrame:
         """Train the best trials and the study's own values again with new seeds; the table of `confirmation`.
 
@@ -161,6 +176,7 @@ class Sweep:
         Args:
             objectives: by split.
             judge: gives the metrics by split of a study's training, which its second argument brings to its end.
+            reserve: as of `run`.
         """
         trials = self.optuna.get_trials(deepcopy=False)
         points = confirmation.points(self._study, ranked(trials, self._subject.objective))
@@ -175,7 +191,7 @@ class Sweep:
         again = Sweep(
             study, self._subject, self._folder, self._tracker, self._parent, self._progress, names, "confirmation"
         )
-        again.run(plan, time.time(), lambda trial: points[trial.number][1])
+        again.run(plan, time.time(), lambda trial: points[trial.number][1], reserve)
         reruns = []
         for trial in again.optuna.get_trials(deepcopy=False):
             if trial.state == TrialState.COMPLETE and not was_stopped(trial):
@@ -207,9 +223,10 @@ class Sweep:
         if order:
             first = DEFAULT if confirmed is None else confirmed["candidate"].iloc[0]
             return order[0] if first == DEFAULT else trials[int(first)]
-        if not trials:
+        if not any(trial.state.is_finished() for trial in trials):
             minutes = self._study.search.minutes
             raise RunError(f"search.minutes: the {minutes:g} minutes were over before a trial began; raise the limit")
+        trials = [trial for trial in trials if trial.state.is_finished()]
         error = trials[0].user_attrs.get(ERROR, "unknown")
         raise RunError(f"all {len(trials)} trials of {self._folder.path} failed, the first with: {error}")
 
@@ -255,9 +272,10 @@ class Sweep:
 
     def outcome(self, best: FrozenTrial) -> dict[str, Any]:
         """What the result's file says of every search: see `ended_search`."""
-        trials = self.optuna.get_trials(deepcopy=False)
+        trials = begun(self.optuna)
         return {
             "trials_begun": len(trials),
+            "minutes": self._study.search.minutes,
             "seconds": self._folder.state["seconds"],
             "best_values": best.user_attrs[VALUES],
             "chosen": chosen_words(pareto_front(trials, self._subject.objective), self._subject.objective),
@@ -293,6 +311,7 @@ def trials_table(optuna_study: optuna.Study, objective: Objective) -> pd.DataFra
                 **attributes.get(VALUES, {}),
                 **{name: value for name, value in validation_metrics(trial).items() if name not in objectives},
                 **{name: value for name, value in costs.items() if name not in objectives},
+                **({START: attributes[START]} if START in attributes else {}),
                 "stopped": attributes.get(STOPPED),
                 "error": attributes.get(ERROR),
             }
@@ -354,7 +373,7 @@ def ended_search(study: Study, verb: str, digest: str) -> tuple[Path, dict[str, 
     outcome = json.loads((folder / RESULT).read_text(encoding="utf-8"))
     trials, minutes = study.search.trials, study.search.minutes
     is_used = (trials is not None and outcome["trials_begun"] >= trials) or (
-        minutes is not None and outcome["seconds"] >= 60 * minutes
+        minutes is not None and (outcome["minutes"] or 0.0) >= minutes
     )
     return (folder, outcome) if is_used else None
 

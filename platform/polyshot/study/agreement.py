@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from polyshot.errors import StudyError, did_you_mean
 from polyshot.study.meta import GroupEpisodes
@@ -83,6 +83,7 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     yield from _objective_disagreements(study)
     known = study.flat()
     without_search = study.to_dict() | {"search": Search().model_dump(mode="json")}
+    yield from _start_disagreements(study, without_search)
     for key, distribution in study.search.space.items():
         section = key.rpartition(".")[0]
         if not any(name == key or name.startswith(f"{section}.") for name in known):
@@ -122,6 +123,17 @@ def _objective_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
 def first_metric(study: Study) -> str:
     name, task = next(iter(study.tasks.items()))
     return f"{name}/{task.metric}"
+
+
+def _start_disagreements(study: Study, without_search: Mapping[str, Any]) -> Iterator[tuple[Key, str]]:
+    """Points of the user's own that are no studies."""
+    for place, point in enumerate(study.search.start):
+        if not isinstance(point, str):
+            try:
+                study.with_tree(without_search).with_values(point)
+            except StudyError as error:
+                problem = error.problems[0]
+                yield ("search", "start", place), f"is no study: {problem.place} {problem.message}"
 
 
 # Balancers that weigh each task by itself; the others compare the losses or gradients of a batch's tasks, which must be

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -101,6 +101,11 @@ class Search(Section):
         "balancing, meta, transfer) or `package.module:function`.",
     )
     space: dict[str, Distribution] = Field({}, description="Distributions by dotted key of this study.")
+    start: list[str | dict[str, Any]] = Field(
+        [],
+        description="The first trials: `default` (the study's own values), `equal_weights` of the tasks, a point of "
+        "your own (values by dotted key), the best of an earlier search (its run's folder, or `mlflow:EXPERIMENT`).",
+    )
     objective: str | Annotated[list[str], Field(min_length=1)] = Field(
         "improvement",
         description="What is optimised, on validation: `improvement` (Δm over single-task baselines), "

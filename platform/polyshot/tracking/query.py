@@ -5,8 +5,10 @@ Called by `polyshot compare` and from Python; it writes nothing and creates no s
 
 from __future__ import annotations
 
+import ast
 import os
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from polyshot.errors import TrackingError
 from polyshot.study import Study
@@ -56,6 +58,32 @@ def runs_table(study: Study) -> pd.DataFrame:
     metrics = metrics.replace({HUGE: float("inf"), -HUGE: float("-inf")})
     columns = [table, *(part[sorted(part.columns)] for part in (params, metrics))]
     return pd.concat(columns, axis=1).sort_values(["parent", "start"], kind="stable")
+
+
+def best_values(study: Study, experiment: str, key: str) -> dict[str, Any]:
+    """The best values, by dotted key, of the newest search in another experiment of the study's store.
+
+    Args:
+        key: where the study names the experiment.
+
+    Raises:
+        TrackingError: when the store cannot be used, or the experiment has no search that found anything.
+    """
+    runs = _runs(replace(resolve(study), experiment=experiment))
+    prefix = "best."
+    for run in sorted(runs, key=lambda run: run.info.start_time, reverse=True):
+        if "polyshot.best_trial" in run.data.tags:
+            tags = {name: value for name, value in run.data.tags.items() if name.startswith(prefix)}
+            return {name.removeprefix(prefix): _literal(value) for name, value in tags.items()}
+    raise TrackingError(f"{key}: the MLflow experiment '{experiment}' has no search that found anything; name another")
+
+
+def _literal(text: str) -> Any:
+    """A tag's text as the value that was written."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _runs(store: Store) -> list[Run]:

@@ -26,6 +26,7 @@ from polyshot.searching.objective import Objective
 from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
+from polyshot.searching.starts import starts
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.shown import Shown
 from polyshot.study import Study
@@ -118,6 +119,7 @@ def meta_search(
     started = time.time()
     check_sampler(study.search.sampler)
     check_space(study, _refusal)
+    starts(study, with_mlflow=False)
     digest = search_digest(study, *SECTIONS)
     if not fresh and (found := ended_search(study, "meta", digest)) and (found[1]["baselines"] or not baselines):
         return _read_result(study, *found)

@@ -28,6 +28,7 @@ from polyshot.searching.record import log_baseline_once
 from polyshot.searching.scheduling import Plan, plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
+from polyshot.searching.starts import starts
 from polyshot.searching.subject import MultiTaskLearning, have_same_data
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.shown import Shown
@@ -41,6 +42,7 @@ from polyshot.training.threads import use_threads
 from polyshot.verbs.recording import Recording, recorded
 
 _METRICS, _CONFIRMATION = "metrics.json", "confirmation.json"
+_CONCLUDING_SECONDS = 10.0  # intervals, plots and the end of the recording
 # What trials of one search must have in common.
 _SECTIONS = ("name", "seed", "data", "tasks", "model", "balance", "training")
 
@@ -115,6 +117,7 @@ def search(
     started = time.time()
     check_sampler(study.search.sampler)
     check_space(study)
+    starts(study, with_mlflow=False)
     digest = search_digest(study, *_SECTIONS)
     if not fresh and (found := saved_result(study, digest)) is not None:
         return found
@@ -135,7 +138,7 @@ def search(
         ):
             progress = recording.kept(progress)
             run = _Search(study, table, prepared, recording, progress)
-            run.sweep.run(plan, started)
+            run.sweep.run(plan, started, reserve=run.reserve(plan))
             outcome = run.conclude(run.confirm(plan) if study.search.confirm else None)
     outcome["mlflow_id"] = recording.settle(progress)
     write_json(recording.folder.path / RESULT, outcome)
@@ -164,11 +167,27 @@ class _Search:
         for task, baseline in self.baselines.items():
             self._log_baseline(f"baseline-{task}", study.single_task(task), baseline)
 
+    def reserve(self, plan: Plan) -> float:
+        """Seconds of the study's time limit that what follows the trials will take, at most half of it."""
+        search = self.study.search
+        again = 0 if search.confirm is None else (search.confirm.top + 1) * search.confirm.seeds
+        # A training of all tasks takes as long as those of the single ones in sum, or less.
+        seconds = self._conclusion() + self._baseline_seconds() * math.ceil(again / plan.concurrency)
+        return min(seconds, 30 * (search.minutes or math.inf))
+
+    def _conclusion(self) -> float:
+        """Seconds that `conclude` will take: the single tasks are trained again with the best trial's settings."""
+        return _CONCLUDING_SECONDS + 1.5 * self._baseline_seconds()
+
+    def _baseline_seconds(self) -> float:
+        return sum(epoch.seconds for baseline in self.baselines.values() for epoch in baseline.history)
+
     def confirm(self, plan: Plan) -> pd.DataFrame:
         """Train the best trials again with new seeds; returns the table of their confirmation."""
         objective = self.subject.objective
         on_test = replace(objective, baselines=chosen_metrics(self.study, merged(self.baselines)["test"]))
-        table = self.sweep.confirmed(plan, {"validation": objective, "test": on_test}, self._judged)
+        objectives = {"validation": objective, "test": on_test}
+        table = self.sweep.confirmed(plan, objectives, self._judged, self._conclusion())
         self._log_confirmation(table)
         return table
 

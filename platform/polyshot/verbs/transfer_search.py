@@ -22,6 +22,7 @@ from polyshot.searching.objective import Objective
 from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
+from polyshot.searching.starts import starts
 from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.shown import Shown
 from polyshot.study import Study
@@ -115,6 +116,7 @@ def transfer_search(
     check_scale(study)
     check_sampler(study.search.sampler)
     check_space(study, _refusal)
+    starts(study, with_mlflow=False)
     _check_objective(study)
     store = resolve(study)
     store.check()
