@@ -227,7 +227,7 @@ def test_every_budget_has_as_many_updates_and_all_labels_are_plain_training(targ
     for budget in (10, 100):
         problem = at(target, budget)
         run = TrainingRun(problem.study, problem.own)
-        assert run._sampler.steps == steps
+        assert run.sampler.steps == steps
         assert problem.study.training.batch_size == min(64, budget)
 
 

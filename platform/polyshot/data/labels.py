@@ -42,8 +42,8 @@ class LabelLayout:
         return mask if self.one_each else torch.stack([mask[:, own].any(1) for own in self.columns], 1)
 
     def totals(self, values: Tensor) -> Tensor:
-        """[L] → [T]: each task's sum."""
-        return values if self.one_each else torch.stack([values[own].sum() for own in self.columns])
+        """[..., L] → [..., T]: each task's sum."""
+        return values if self.one_each else torch.stack([values[..., own].sum(-1) for own in self.columns], -1)
 
     def repeated(self, values: Tensor) -> Tensor:
         """[B, T] → [B, L]: the task's value for each of its labels."""

@@ -86,7 +86,7 @@ class MultiTaskLearning:
         if not set(self.objective.costs) - {"training_seconds"}:
             return {}
         data, device = self._data_for(study), choose_device(study)
-        model = build_model(study, data.train.features.shape[1], data.targets).to(device)
+        model = build_model(study, data.inputs, data.targets).to(device)
         return model_costs(model, data.train.features[:1].to(device), self.objective.costs)
 
     def train_distributed(self, study: Study, folder: Path, on_epoch: Callable[[Epoch], None]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from polyshot.training.optimisers import TaskRates, build_optimiser, parameter_f
 from polyshot.training.sampling import build_sampler
 from polyshot.training.world import World
 
-_EVALUATION_ROWS = 16_384  # rows at once where no gradients are kept; bounds the memory of large tables
+EVALUATION_ROWS = 16_384  # rows at once where no gradients are kept; bounds the memory of large tables
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -81,10 +81,10 @@ class TrainingRun:
         self.device = device or choose_device(study)
         self._settings = study.training
         check_precision(study, self.device.type)
-        self._train = data.train.to(self.device)
-        self._validation = data.validation.to(self.device)
+        self.train = data.train.to(self.device)
+        self.validation = data.validation.to(self.device)
         self._targets = data.targets
-        self._labels = data.labels
+        self.labels = data.labels
 
         model = model or build_model(study, data.inputs, data.targets)
         self.model = model.to(self.device)
@@ -93,8 +93,8 @@ class TrainingRun:
             from polyshot.training.sharding import divide  # its imports take a second, which other runs are spared
 
             divide(self.model)
-        self._losses = TaskLosses(study, data.targets, self.model.layout)
-        self._task_weights = torch.tensor(list(study.task_weights.values()), device=self.device)
+        self.losses = TaskLosses(study, data.targets, self.model.layout)
+        self.task_weights = torch.tensor(list(study.task_weights.values()), device=self.device)
         self.balancer = (balancer or build_balancer(study)).to(self.device)
         factors = [task.learning_rate_factor for task in study.tasks.values()]
         rates = [
@@ -108,7 +108,7 @@ class TrainingRun:
             factors=parameter_factors(rates),
         )
         self._task_rates = TaskRates(rates)
-        self._sampler = build_sampler(study, self._labels.labelled(self._train.mask))
+        self.sampler = build_sampler(study, self.labels.labelled(self.train.mask))
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self._settings.precision == "float16")
         self._forward: nn.Module = self.model
         if isinstance(self.balancer, LossBalancer):  # others see to their gradients of several workers themselves
@@ -147,36 +147,49 @@ class TrainingRun:
 
     def _epoch(self) -> Epoch:
         started = time.perf_counter()
-        number = len(self.history) + 1
-        metrics = {"train/loss": self._train_epoch(number), "learning_rate": self._optimiser.learning_rate}
-        metrics |= {f"val/{name}": value for name, value in self._validate().items()}
+        loss = self._train_epoch(len(self.history) + 1)
+        return self.record(loss, self.outputs(self.validation), started)
+
+    def record(self, train_loss: float, outputs: Tensor, started: float) -> Epoch:
+        """The end of an epoch that began at `started` (`time.perf_counter`), with the outputs [N, O] on validation."""
+        metrics = {"train/loss": train_loss, "learning_rate": self._optimiser.learning_rate}
+        metrics |= {f"val/{name}": value for name, value in self._validate(outputs).items()}
         loss = metrics["val/loss"]
         is_best = math.isfinite(loss) and (self.best is None or loss < self.best.metrics["val/loss"])
-        epoch = Epoch(number, metrics, time.perf_counter() - started, is_best)
+        epoch = Epoch(len(self.history) + 1, metrics, time.perf_counter() - started, is_best)
         self.history.append(epoch)
         if is_best:
             self.best = epoch
             self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         return epoch
 
+    def update(self, step: int) -> None:
+        """Change the parameters by their gradients, in `step` (from 0) of the whole budget."""
+        self._optimiser.learning_rate = learning_rate(self.study, step, self._settings.epochs * self.sampler.steps)
+        if self._settings.clip_norm is not None:
+            self._scaler.unscale_(self._optimiser)  # type: ignore[arg-type]  # has what is asked of it
+            nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
+        with self._task_rates.applied():
+            self._scaler.step(self._optimiser)  # type: ignore[arg-type]  # as above
+        self._scaler.update()
+
     def _train_epoch(self, number: int) -> float:
         """The updates of one epoch; returns the weighted mean loss."""
-        data, world = self._train, self.world
+        data, world = self.train, self.world
         self.model.begin_epoch(number)
         self._forward.train()
         loss_sums = torch.zeros(len(self._targets), device=self.device)
         label_counts = torch.zeros(len(self._targets), dtype=torch.long, device=self.device)
-        steps = self._sampler.steps
+        steps = self.sampler.steps
         with self._seeded(number):
-            for step, batch in enumerate(self._sampler.epoch(number), (number - 1) * steps):
+            for step, batch in enumerate(self.sampler.epoch(number), (number - 1) * steps):
                 mine, known = world.share(batch.rows), data.mask.index_select(0, batch.rows)
                 if batch.counts is not None:
-                    known &= self._labels.repeated(batch.counts)
-                labelled = self._labels.totals(known.sum(0))
+                    known &= self.labels.repeated(batch.counts)
+                labelled = self.labels.totals(known.sum(0))
                 label_counts += labelled
                 mean = labelled.clamp(min=1).reciprocal()
 
-                self._optimiser.learning_rate = learning_rate(self.study, step, self._settings.epochs * steps)
                 self._optimiser.zero_grad()
                 known = world.share(known)
                 parts = self._parts(len(batch.rows))
@@ -185,23 +198,18 @@ class TrainingRun:
                 else:
                     split = zip(mine.tensor_split(parts), known.tensor_split(parts), strict=True)
                     sums = torch.stack([self._gradients(*part, mean, 1 / parts) for part in split]).sum(0)
-                if self._settings.clip_norm is not None:
-                    self._scaler.unscale_(self._optimiser)  # type: ignore[arg-type]  # has what is asked of it
-                    nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.clip_norm)
-                with self._task_rates.applied():
-                    self._scaler.step(self._optimiser)  # type: ignore[arg-type]  # as above
-                self._scaler.update()
+                self.update(step)
                 loss_sums += sums
                 if self.balancer.wants_losses_after_step:
                     with torch.no_grad(), self._autocast():
                         outputs = self.model(data.features.index_select(0, mine))
-                    sums = self._losses(outputs.float(), data.targets.index_select(0, mine), known)
+                    sums = self.losses(outputs.float(), data.targets.index_select(0, mine), known)
                     self.balancer.after_step(world.sum(sums * mean))
         world.average(self.model.buffers())
         losses = world.sum(loss_sums) / label_counts.clamp_(min=1)
         self.balancer.end_epoch(losses)
-        self._sampler.end_epoch(losses)
-        return torch.dot(self._task_weights, losses).item()
+        self.sampler.end_epoch(losses)
+        return torch.dot(self.task_weights, losses).item()
 
     def _gradients(self, rows: Tensor, known: Tensor, mean: Tensor, share: float = 1.0) -> Tensor:
         """Add to the gradients those of some `rows` of a batch; returns their sums of losses [T].
@@ -210,10 +218,10 @@ class TrainingRun:
             mean: [T], what sums are multiplied by to be the batch's mean losses.
             share: of the penalty.
         """
-        features, labels = self._train.features.index_select(0, rows), self._train.targets.index_select(0, rows)
+        features, labels = self.train.features.index_select(0, rows), self.train.targets.index_select(0, rows)
         with self._autocast():
             outputs = self._pass.forward(features)
-        sums = self._losses(outputs.float(), labels, known)
+        sums = self.losses(outputs.float(), labels, known)
         penalty = self.model.penalty()
         self._pass.backward(sums * mean, penalty if share == 1 else share * penalty)
         return sums.detach()
@@ -224,12 +232,11 @@ class TrainingRun:
             return 1
         return max(1, min(self._settings.accumulate, rows // self.world.size))
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, outputs: Tensor) -> dict[str, float]:
         """The weighted loss, which means the same for every balancer, and the tasks' metrics on the validation rows."""
-        data = self._validation
-        outputs = self.outputs(data)
-        counts = self._labels.totals(data.mask.sum(0))
-        losses = self._losses(outputs, data.targets, data.mask) / counts.clamp_(min=1)
+        data = self.validation
+        counts = self.labels.totals(data.mask.sum(0))
+        losses = self.losses(outputs, data.targets, data.mask) / counts.clamp_(min=1)
         metrics = evaluate(
             outputs.cpu().numpy(),
             data.targets.cpu().numpy(),
@@ -239,7 +246,7 @@ class TrainingRun:
             self.study,
         )
         # Workers that disagreed in the last bit could disagree on whether to go on, and wait for each other for ever.
-        return {"loss": self.world.from_first(torch.dot(self._task_weights, losses)).item(), **metrics}
+        return {"loss": self.world.from_first(torch.dot(self.task_weights, losses)).item(), **metrics}
 
     @torch.no_grad()
     def outputs(self, data: Examples) -> Tensor:
@@ -250,7 +257,7 @@ class TrainingRun:
         if self._sharded:  # all workers must compute as many parts, since they exchange parameters for each
             mine = torch.cat([mine, data.features[: -(-len(data.features) // self.world.size) - own]])
         with self._autocast():
-            parts = [self.model(rows).float() for rows in mine.split(_EVALUATION_ROWS)]
+            parts = [self.model(rows).float() for rows in mine.split(EVALUATION_ROWS)]
         return self.world.gather(torch.cat(parts)[:own], len(data.features))
 
     def evaluate(self, data: Examples) -> dict[str, float]:
@@ -305,7 +312,7 @@ class TrainingRun:
             "balancer": self.balancer.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "sampler": self._sampler.state_dict(),
+            "sampler": self.sampler.state_dict(),
             "history": [asdict(epoch) for epoch in self.history],
             "best_weights": self.best_weights,
         }
@@ -326,7 +333,7 @@ class TrainingRun:
         self.balancer.load_state_dict(state["balancer"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._scaler.load_state_dict(state["scaler"])
-        self._sampler.load_state_dict(state["sampler"])
+        self.sampler.load_state_dict(state["sampler"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.best = next((epoch for epoch in reversed(self.history) if epoch.is_best), None)
         self.best_weights = {name: value.to(self.device) for name, value in state["best_weights"].items()}

@@ -17,8 +17,9 @@ RowLosses = Callable[[Tensor, Tensor], Tensor]  # outputs, labels -> losses
 
 
 def _multiclass(outputs: Tensor, labels: Tensor) -> Tensor:
-    """[B, C] and [B, 1] → [B, 1]."""
-    return F.cross_entropy(outputs, labels[:, 0].long(), reduction="none").unsqueeze(1)
+    """[..., C] and [..., 1] → [..., 1]."""
+    losses = F.cross_entropy(outputs.flatten(0, -2), labels.flatten().long(), reduction="none")
+    return losses.view_as(labels)
 
 
 def _words(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -27,7 +28,7 @@ def _words(outputs: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(of_words.transpose(1, 2), labels.long(), reduction="none")
 
 
-# Of tasks with one output per label: [B, l] and [B, l] -> [B, l].
+# Of tasks with one output per label: [..., l] and [..., l] -> [..., l].
 _ELEMENTWISE: dict[tuple[str, str], RowLosses] = {
     ("regression", "mse"): lambda outputs, labels: (outputs - labels).square(),
     ("regression", "mae"): lambda outputs, labels: (outputs - labels).abs(),
@@ -68,16 +69,16 @@ class TaskLosses:
             before = kind
 
     def __call__(self, outputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """`outputs` [B, O], `labels` and `mask` [B, L] → sums of losses [T]."""
+        """`outputs` [..., B, O], `labels` and `mask` [..., B, L] → sums of losses [..., T]."""
         if self._labels is not None:
             self._labels = self._labels.to(labels.device)
-            labels, mask = labels.index_select(1, self._labels), mask.index_select(1, self._labels)
-        parts = [loss(outputs[:, columns], labels[:, own]) for loss, columns, own in self._groups]
-        losses = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        sums = (losses * mask).sum(0)  # [L]
+            labels, mask = labels.index_select(-1, self._labels), mask.index_select(-1, self._labels)
+        parts = [loss(outputs[..., columns], labels[..., own]) for loss, columns, own in self._groups]
+        losses = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        sums = (losses * mask).sum(-2)  # [..., L]
         if self._sizes is not None:
-            sums = torch.stack([own.sum() for own in sums.split(self._sizes)])  # [T]
+            sums = torch.stack([own.sum(-1) for own in sums.split(self._sizes, -1)], -1)  # [..., T]
         if self._tasks is None:
             return sums
         self._tasks = self._tasks.to(sums.device)
-        return torch.zeros_like(sums).index_copy(0, self._tasks, sums)
+        return torch.zeros_like(sums).index_copy(-1, self._tasks, sums)
