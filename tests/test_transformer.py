@@ -121,7 +121,7 @@ def test_padding_is_never_scored(tiny) -> None:
     of_words = outputs.unflatten(1, (prepared.targets[0].places, -1))
     other = of_words.clone()
     other[~prepared.train.mask] = 50.0 * torch.randn_like(other[~prepared.train.mask])
-    losses = [run._losses(some, prepared.train.targets, prepared.train.mask) for some in (outputs, other.flatten(1))]
+    losses = [run.losses(some, prepared.train.targets, prepared.train.mask) for some in (outputs, other.flatten(1))]
     assert torch.equal(*losses)
     from polyshot.training.metrics import evaluate
 
