@@ -25,6 +25,7 @@ import ray
 from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
 
 from polyshot.errors import RunError
 from polyshot.progress import Progress
@@ -34,6 +35,7 @@ from polyshot.searching import confirmation
 from polyshot.searching.confirmation import DEFAULT, Rerun
 from polyshot.searching.importances import importances
 from polyshot.searching.objective import COST, Objective
+from polyshot.searching.packing import PackedTrials
 from polyshot.searching.pictures import optuna_figures
 from polyshot.searching.protocol import ERROR, STOPPED
 from polyshot.searching.ranking import chosen_words, is_feasible, pareto_front, ranked
@@ -106,10 +108,11 @@ class Sweep:
         self._parent = parent
         self._progress = progress
 
-    def run(self, plan: Plan, started: float, space: TrialValues | None = None, reserve: float = 0.0) -> None:
+    def run(self, plan: Plan | int, started: float, space: TrialValues | None = None, reserve: float = 0.0) -> None:
         """Run the trials that the budget still allows; it counts from `started` (Unix time) in this process.
 
         Args:
+            plan: under Ray Tune, or in this process, so many at a time (see `packing`).
             space: in place of the study's, whose starts are then left out as well.
             reserve: seconds of the time limit that are left for what follows the trials.
         """
@@ -137,34 +140,47 @@ class Sweep:
             stopped_by=study.search.stopping,
         )
         recorder.follow(searcher)
+        if not searcher.is_over:
+            with recorder.interruptible():
+                if isinstance(plan, int):
+                    packed = PackedTrials(context, searcher, scheduler, recorder)
+                    packed.run(plan)
+                    if words := packed.words():
+                        self._progress.note(words)
+                else:
+                    self._tune(plan, context, searcher, scheduler, recorder)
+        recorder.finish()
+
+    def _tune(
+        self, plan: Plan, context: SearchContext, searcher: TrialSearcher, scheduler: TrialScheduler, recorder: Recorder
+    ) -> None:
+        study = self._study
         trainable, resources = TrialTrainable, {"cpu": plan.cpus, "gpu": plan.gpus}
         if study.scale.workers > 1:  # Ray Train asks for the workers' share; a trial's own process only waits for them
             trainable, resources = DistributedTrainable, {"cpu": 0, "gpu": 0, "memory": _WAITING_MEMORY}
-        if not searcher.is_over:
-            with _tune_settings() as scratch, recorder.interruptible():
-                # Not `Tuner`, which saves itself, callbacks and searcher included, for a `restore` that is not needed.
-                tune.run(
-                    tune.with_parameters(trainable, context=context),
-                    name=f"{self._folder.key}-{self._names.activity}",
-                    storage_path=scratch,
-                    resources_per_trial=resources,
-                    search_alg=searcher,
-                    scheduler=scheduler,
-                    num_samples=-1,  # the searcher says when it is over
-                    max_concurrent_trials=plan.concurrency,
-                    reuse_actors=True,
-                    max_failures=study.scale.max_failures,
-                    raise_on_failed_trial=False,
-                    callbacks=[recorder],
-                    trial_name_creator=_trial_name,
-                    trial_dirname_creator=_trial_name,
-                    verbose=0,
-                )
-        recorder.finish()
+        with _tune_settings() as scratch:
+            # Not `Tuner`, which saves itself, callbacks and searcher included, for a `restore` that is not needed.
+            tune.run(
+                tune.with_parameters(trainable, context=context),
+                name=f"{self._folder.key}-{self._names.activity}",
+                storage_path=scratch,
+                resources_per_trial=resources,
+                search_alg=searcher,
+                scheduler=scheduler,
+                num_samples=-1,  # the searcher says when it is over
+                max_concurrent_trials=plan.concurrency,
+                reuse_actors=True,
+                max_failures=study.scale.max_failures,
+                raise_on_failed_trial=False,
+                callbacks=[recorder],
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_name,
+                verbose=0,
+            )
 
     def confirmed(
         self,
-        plan: Plan,
+        plan: Plan | int,
         objectives: Mapping[str, Objective],
         judge: Callable[[Study, Callable[[Trained], None]], Mapping[str, Mapping[str, float]]],
         reserve: float,
@@ -360,7 +376,7 @@ def _tune_settings() -> Iterator[str]:
 
 def search_digest(study: Study, *sections: str) -> str:
     """Changes with the search's settings and `sections`, of which all its trials are; not with its budget."""
-    budget = {"trials": 1, "minutes": None, "concurrency": None, "confirm": None}
+    budget = {"trials": 1, "minutes": None, "concurrency": None, "confirm": None, "pack": "auto"}
     alike = study.with_values({f"search.{key}": value for key, value in budget.items()})
     return alike.digest(*sections, "search")
 

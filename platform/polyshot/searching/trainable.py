@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from ray import tune
 from ray.tune.result import DONE
 
-from polyshot.searching.objective import COST
+from polyshot.searching.objective import COST, Objective
 from polyshot.searching.protocol import (
     DEADLINE,
     ERROR,
@@ -35,7 +36,7 @@ from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 from polyshot.training.loop import Epoch
 
 # Epochs of a small model take milliseconds, a round trip to the driver as well: report in portions.
-_REPORT_SECONDS = 0.2
+REPORT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,40 @@ def checkpoint_path(trials: Path, number: int) -> Path:
     return trial_folder(trials, number) / "checkpoint.pt"
 
 
-class TrialTrainable(tune.Trainable):
-    """Trains the trial whose `number` and `values` are its config; a step is some epochs.
+def result_of(
+    objective: Objective, costs: Mapping[str, float], history: list[Epoch], reported: int, finished: bool, is_late: bool
+) -> dict[str, Any]:
+    """What a trial tells of its training so far.
 
-    A result holds `objective`, `objectives`, `violations` and `metrics` (pairs, costs among them) of the epoch that
-    would be kept, the one with the lowest validation loss so far; `epoch`, the last one trained; `epochs`, what is new,
-    as dictionaries (all of them in a trial's first result); `finished`, trained to its end; and `error` or `stopped`
-    where that is why it ended.
+    It holds `objective`, `objectives`, `violations` and `metrics` (pairs, costs among them) of the epoch that would be
+    kept, the one with the lowest validation loss so far; `epoch`, the last one trained; `epochs`, those after the
+    `reported` ones, as dictionaries; `finished`, trained to its end; and `error` or `stopped`, if that is why it ended.
     """
+    best = next((epoch for epoch in reversed(history) if epoch.is_best), None)
+    known = {**costs, "training_seconds": sum(epoch.seconds for epoch in history)}
+    metrics = (best.metrics if best else {}) | {f"{COST}{name}": known[name] for name in objective.costs}
+    values = objective.values(metrics) if best else [math.nan]
+    return {
+        OBJECTIVE: values[0],
+        OBJECTIVES: values,
+        VIOLATIONS: objective.violations(metrics) if best else {},
+        "metrics": list(metrics.items()) if best else [],
+        "epoch": history[-1].number,
+        "epochs": [asdict(epoch) for epoch in history[reported:]],
+        "finished": finished,
+        STOPPED: DEADLINE if is_late and not finished else None,
+        DONE: finished or is_late,
+    }
+
+
+def failed(words: str) -> dict[str, Any]:
+    """The result of a trial that raised."""
+    nothing = {OBJECTIVE: math.nan, OBJECTIVES: [math.nan], "epoch": 0, "epochs": [], "finished": False}
+    return nothing | {ERROR: words, DONE: True}
+
+
+class TrialTrainable(tune.Trainable):
+    """Trains the trial whose `number` and `values` are its config; a step is some epochs, its result as `result_of`."""
 
     _error: str | None
 
@@ -88,8 +115,7 @@ class TrialTrainable(tune.Trainable):
                 return self._advance()
             except Exception as error:  # noqa: BLE001 - as in _begin
                 self._error = error_words(error)
-        failed = {OBJECTIVE: math.nan, OBJECTIVES: [math.nan], ERROR: self._error}
-        return failed | {"epoch": 0, "epochs": [], "finished": False, DONE: True}
+        return failed(self._error)
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._error = None
@@ -103,27 +129,11 @@ class TrialTrainable(tune.Trainable):
             self._error = error_words(error)
 
     def _result(self, history: list[Epoch], finished: bool, is_late: bool) -> dict[str, Any]:
-        new = history[self._reported :]
-        self._reported = len(history)
-        objective = self._context.subject.objective
-        best = next((epoch for epoch in reversed(history) if epoch.is_best), None)
-        costs = self._costs | {"training_seconds": sum(epoch.seconds for epoch in history)}
-        metrics = (best.metrics if best else {}) | {f"{COST}{name}": costs[name] for name in objective.costs}
-        values = objective.values(metrics) if best else [math.nan]
-        return {
-            OBJECTIVE: values[0],
-            OBJECTIVES: values,
-            VIOLATIONS: objective.violations(metrics) if best else {},
-            "metrics": list(metrics.items()) if best else [],
-            "epoch": history[-1].number,
-            "epochs": [asdict(epoch) for epoch in new],
-            "finished": finished,
-            STOPPED: DEADLINE if is_late and not finished else None,
-            DONE: finished or is_late,
-        }
+        reported, self._reported = self._reported, len(history)
+        return result_of(self._context.subject.objective, self._costs, history, reported, finished, is_late)
 
     def _is_report(self, epoch: Epoch, started: float) -> bool:
-        return epoch.number in self._context.rungs or time.monotonic() - started >= _REPORT_SECONDS
+        return epoch.number in self._context.rungs or time.monotonic() - started >= REPORT_SECONDS
 
     # --- training in this process ------------------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class PackedRuns:
         """One epoch of every run that has not finished."""
         if any(run.finished for run in self.runs):
             self.keep([run for run in self.runs if not run.finished])
+        if not self.runs:
+            return
         started = time.perf_counter()
         losses = self._train_epoch()
         outputs = self._outputs(self.runs[0].validation.features)

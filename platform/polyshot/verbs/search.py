@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from polyshot.run_folder import read_table, write_improvement, write_json, write
 from polyshot.saved_model import save_model
 from polyshot.searching import confirmation
 from polyshot.searching.objective import Objective, validation_baselines
+from polyshot.searching.packing import pack_size
 from polyshot.searching.record import log_baseline_once
 from polyshot.searching.scheduling import Plan, plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
@@ -127,10 +129,15 @@ def search(
     for note in (*prepared.notes, store.words):
         progress.note(note)
     use_threads(study, prepared)
-    TrainingRun(study, prepared)  # what cannot be built is refused before anything is written
-    with ray_session(study):
-        plan = plan_trials(study, nodes())
-        warm_up(plan)
+    # What cannot be built is refused before anything is written.
+    size, why_not = pack_size(study, TrainingRun(study, prepared))
+    if why_not:
+        progress.note(f"search.pack: these trials cannot be packed ({why_not}); they run under Ray Tune")
+    with nullcontext() if size else ray_session(study):
+        plan: Plan | int = size
+        if not size:
+            plan = plan_trials(study, nodes())
+            warm_up(plan)
         # All that could be refused has been looked at; from here on there is something on disk.
         with (
             Tracker.open(study) as tracker,
@@ -167,12 +174,13 @@ class _Search:
         for task, baseline in self.baselines.items():
             self._log_baseline(f"baseline-{task}", study.single_task(task), baseline)
 
-    def reserve(self, plan: Plan) -> float:
+    def reserve(self, plan: Plan | int) -> float:
         """Seconds of the study's time limit that what follows the trials will take, at most half of it."""
         search = self.study.search
         again = 0 if search.confirm is None else (search.confirm.top + 1) * search.confirm.seeds
         # A training of all tasks takes as long as those of the single ones in sum, or less.
-        seconds = self._conclusion() + self._baseline_seconds() * math.ceil(again / plan.concurrency)
+        at_once = plan.concurrency if isinstance(plan, Plan) else 1
+        seconds = self._conclusion() + self._baseline_seconds() * math.ceil(again / at_once)
         return min(seconds, 30 * (search.minutes or math.inf))
 
     def _conclusion(self) -> float:
@@ -182,7 +190,7 @@ class _Search:
     def _baseline_seconds(self) -> float:
         return sum(epoch.seconds for baseline in self.baselines.values() for epoch in baseline.history)
 
-    def confirm(self, plan: Plan) -> pd.DataFrame:
+    def confirm(self, plan: Plan | int) -> pd.DataFrame:
         """Train the best trials again with new seeds; returns the table of their confirmation."""
         objective = self.subject.objective
         on_test = replace(objective, baselines=chosen_metrics(self.study, merged(self.baselines)["test"]))
