@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 _FEWEST = 20  # trials that a forest can learn anything from
-_TREES = 200
+_TREES = 100
 _WEIGHTS = np.linspace(0, 1, 21)
 
 
@@ -38,14 +38,17 @@ def weight_responses(trials: pd.DataFrame, metrics: Mapping[str, str], seed: int
     weights = known[columns].to_numpy(np.float64)
     weights = weights / weights.sum(1, keepdims=True)
     others = _encoded(known[[name for name in known if "." in name and name not in columns]])
+    # Every point of every line, for every trial: [T · W · N] rows.
+    lines = [np.hstack([moved(weights, place, weight), others]) for place in range(len(metrics)) for weight in _WEIGHTS]
     rows = []
     for task, metric in metrics.items():
-        forest = _Forest(np.hstack([weights, others]), known[f"{task}/{metric}"].to_numpy(np.float64), seed)
-        for place, of in enumerate(metrics):
-            for weight in _WEIGHTS:
-                value, low, high = forest.mean(np.hstack([moved(weights, place, weight), others]))
-                point = {"weight_of": of, "weight": weight, "task": task, "metric": metric}
-                rows.append(point | {"value": value, "low": low, "high": high})
+        inputs, values = np.hstack([weights, others]), known[f"{task}/{metric}"].to_numpy(np.float64)
+        means = _means(inputs, values, np.vstack(lines), len(lines), seed)
+        points = [(of, weight) for of in metrics for weight in _WEIGHTS]
+        for (of, weight), trees in zip(points, means.T, strict=True):
+            low, high = np.quantile(trees, [0.025, 0.975])
+            point = {"weight_of": of, "weight": weight, "task": task, "metric": metric}
+            rows.append(point | {"value": trees.mean(), "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
@@ -63,17 +66,14 @@ def moved(weights: NDArray[np.float64], place: int, weight: float) -> NDArray[np
     return found
 
 
-class _Forest:
-    def __init__(self, inputs: NDArray[np.float64], values: NDArray[np.float64], seed: int):
-        from sklearn.ensemble import RandomForestRegressor
+def _means(
+    inputs: NDArray[np.float64], values: NDArray[np.float64], lines: NDArray[np.float64], points: int, seed: int
+) -> NDArray[np.float64]:
+    """[trees, points]: what each tree of a forest of `inputs` and `values` predicts for each of so many equal parts."""
+    from sklearn.ensemble import RandomForestRegressor
 
-        self._forest = RandomForestRegressor(_TREES, min_samples_leaf=3, random_state=seed % 2**32).fit(inputs, values)
-
-    def mean(self, inputs: NDArray[np.float64]) -> tuple[float, float, float]:
-        """The mean prediction over `inputs`, and the ends of the middle 95 % of the trees' means."""
-        means = [tree.predict(inputs).mean() for tree in self._forest.estimators_]
-        low, high = np.quantile(means, [0.025, 0.975])
-        return float(np.mean(means)), float(low), float(high)
+    forest = RandomForestRegressor(_TREES, min_samples_leaf=3, random_state=seed % 2**32).fit(inputs, values)
+    return np.array([tree.predict(lines).reshape(points, -1).mean(1) for tree in forest.estimators_])
 
 
 def _encoded(values: pd.DataFrame) -> NDArray[np.float64]:
