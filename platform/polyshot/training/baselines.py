@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_atomically, write_json
 from polyshot.study import Study
 from polyshot.training.loop import Epoch, TrainingRun
+from polyshot.training.packed import train_packed
 
 # What a baseline depends on; the other sections only say how a study is searched, tracked or spread out.
 SECTIONS = ("seed", "data", "tasks", "model", "balance", "training")
@@ -61,25 +62,41 @@ def merged(baselines: Mapping[str, Baseline]) -> dict[str, dict[str, float]]:
 
 def train_baselines(study: Study, prepared: Prepared, cache: Path, progress: Progress = SILENT) -> dict[str, Baseline]:
     """The single-task baseline of every task, from `cache` where the same one was trained before."""
-    return {task: _baseline(study.single_task(task), task, prepared, cache, progress) for task in study.tasks}
+    return train_baselines_of([study], prepared, cache, progress)[0]
 
 
-def _baseline(study: Study, task: str, prepared: Prepared, cache: Path, progress: Progress) -> Baseline:
-    alone = prepared.for_task(task)
-    path = cache / f"{task}-{study.digest(*SECTIONS)}-{data_digest(alone)}.json"
-    if path.exists():
-        return _read(path)
-    run = TrainingRun(study, alone)
-    activity = f"baseline {task}"
-    progress.start(activity, study.training.epochs)
-    for epoch in run.epochs():
-        progress.advance(activity, epoch.number)
+def train_baselines_of(
+    studies: Sequence[Study], prepared: Prepared, cache: Path, progress: Progress = SILENT
+) -> list[dict[str, Baseline]]:
+    """The same of several studies of these tasks and data, such as of several seeds; each task's are packed."""
+    by_task = {task: _baselines(studies, task, prepared.for_task(task), cache, progress) for task in studies[0].tasks}
+    return [{task: found[place] for task, found in by_task.items()} for place in range(len(studies))]
+
+
+def _baselines(studies: Sequence[Study], task: str, alone: Prepared, cache: Path, progress: Progress) -> list[Baseline]:
+    single, digest = [study.single_task(task) for study in studies], data_digest(alone)
+    paths = [cache / f"{task}-{study.digest(*SECTIONS)}-{digest}.json" for study in single]
+    runs = {path: TrainingRun(study, alone) for path, study in zip(paths, single, strict=True) if not path.exists()}
+    trained: dict[Path, Baseline] = {}
+    if runs:
+        activity = f"baseline {task}" + (f", {len(runs)} seeds" if len(runs) > 1 else "")
+        progress.start(activity, max(study.training.epochs for study in single))
+        train_packed(
+            list(runs.values()),
+            lambda: progress.advance(activity, max(len(run.history) for run in runs.values())),
+        )
+        for path, run in runs.items():
+            trained[path] = _judged(run, task, alone)
+            _write(path, trained[path])
+        metric = f"{task}/{single[0].tasks[task].metric}"
+        values = [baseline.validation[metric] for baseline in trained.values()]
+        progress.finish(activity, f"{metric} {sum(values) / len(values):.4g}")
+    return [trained.get(path) or _read(path) for path in paths]
+
+
+def _judged(run: TrainingRun, task: str, alone: Prepared) -> Baseline:
     outputs = {"validation": run.best_outputs(alone.validation), "test": run.best_outputs(alone.test)}
-    baseline = Baseline(task, run.evaluate(alone.validation), run.evaluate(alone.test), run.history, outputs)
-    metric = f"{task}/{study.tasks[task].metric}"
-    progress.finish(activity, f"{metric} {baseline.validation[metric]:.4g}")
-    _write(path, baseline)
-    return baseline
+    return Baseline(task, run.evaluate(alone.validation), run.evaluate(alone.test), run.history, outputs)
 
 
 def data_digest(prepared: Prepared) -> str:

@@ -195,11 +195,14 @@ def _train_seeds(
 
     from polyshot.report.plots import improvement_per_task
     from polyshot.results import across_seeds, chosen_values, delta_m, hurt_tasks
+    from polyshot.training.baselines import train_baselines_of
 
     folder, parent = recording.folder.path, recording.run
     tables, curves = {}, {}
-    for seed in range(study.seed, study.seed + seeds):
-        of_seed = study.with_values({"seed": seed})
+    of_seeds = {seed: study.with_values({"seed": seed}) for seed in range(study.seed, study.seed + seeds)}
+    if with_baselines and _fits_this_process(study):  # all seeds' at once; each finds its own in the cache
+        train_baselines_of(list(of_seeds.values()), prepared, study.storage_folder / "baselines", progress)
+    for seed, of_seed in of_seeds.items():
         tables[seed], curves[seed] = _one_seed(study, of_seed, prepared, with_baselines, recording, progress)
     metrics, intervals = across_seeds(list(tables.values()))
 
