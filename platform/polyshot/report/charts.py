@@ -19,7 +19,10 @@ from polyshot.report.words import number, percent, short_names
 
 _STYLES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
-_FIXED = ("number", "state", "epochs", "seconds", "stopped", "error")
+_FIXED = (
+    *("number", "state", "front", "feasible", "epochs", "seconds", "start", "stopped", "error"),
+    *("improvement", "worst_improvement", "parameters", "latency_ms", "training_seconds"),
+)
 _AXIS_WIDTH = 110  # CSS pixels between two axes of parallel coordinates
 
 

@@ -117,6 +117,13 @@ def order(objective: Objective, reruns: Sequence[Rerun]) -> list[str]:
     return [str(trial.number) for trial in ranked(means, objective)]
 
 
+def chosen_words(table: pd.DataFrame) -> str:
+    """How the best trial was chosen."""
+    if table["candidate"].iloc[0] == DEFAULT:
+        return "the best on validation; too little time was left to try it with new seeds"
+    return f"the best on validation by means over {table['seeds'].iloc[0]} new seeds"
+
+
 def words(table: pd.DataFrame) -> list[str]:
     """What the confirmation says of the best trial, a sentence for each objective."""
     best = table[table["candidate"] == table["candidate"].iloc[0]]

@@ -44,8 +44,7 @@ def of_one_objective(study: optuna.Study, place: int) -> optuna.Study:
     Trials that a scheduler stopped count with the value they had reached: left out, as Optuna does by itself, they
     would hide what makes trials bad.
     """
-    direction = "maximize" if study.directions[place].name == "MAXIMIZE" else "minimize"
-    one = optuna.create_study(direction=direction)
+    one = optuna.create_study(direction=study.directions[place])
     one.add_trials(
         optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=trial.values[place])
         for trial in study.get_trials(deepcopy=False)

@@ -20,7 +20,6 @@ import ray
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
 from ray.tune.schedulers import TrialScheduler
-from ray.tune.search import Searcher
 
 from polyshot.searching.protocol import error_words
 from polyshot.searching.record import Recorder
@@ -133,10 +132,10 @@ class PackedTrials:
         for _ in range(size):
             name = f"packed-{self._begun}"
             config = self._searcher.suggest(name)
-            if config is None or config == Searcher.FINISHED:
+            if not isinstance(config, dict):  # Tune's word for the end
                 break
             self._begun += 1
-            handle = Trial("packed", stub=True, trial_id=name, config=cast("dict[str, Any]", config))
+            handle = Trial("packed", stub=True, trial_id=name, config=config)
             self._scheduler.on_trial_add(None, handle)  # type: ignore[arg-type]  # the schedulers here do not ask Tune
             try:
                 trials.append(self._begin(handle))

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -38,7 +39,7 @@ def optuna_figures(
 
 
 @contextmanager
-def _pyplot() -> Iterator[object]:
+def _pyplot() -> Iterator[Any]:
     """Optuna's plots of matplotlib; what they change of its settings, and the figures they leave open, is undone."""
     from matplotlib import pyplot as plt
     from optuna.visualization import matplotlib as visualization

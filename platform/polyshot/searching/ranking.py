@@ -78,12 +78,12 @@ def fronts(gains: NDArray[np.float64]) -> NDArray[np.int64]:
     It is 0 for points that no other one dominates, 1 for those that only these dominate, and so on. A point dominates
     another one that it is not worse than in any coordinate and better than in one.
     """
-    no_worse = (gains[:, None] >= gains[None]).all(2)  # [i, j]: i is no worse than j
+    no_worse = np.all(gains[:, None] >= gains[None], axis=2)  # [i, j]: i is no worse than j
     dominates = no_worse & ~no_worse.T
     order = np.full(len(gains), -1)
     front = 0
     while (left := order < 0).any():
-        order[left & ~dominates[left].any(0)] = front
+        order[left & ~np.any(dominates[left], axis=0)] = front
         front += 1
     return order
 
@@ -109,8 +109,8 @@ def _ordered(trials: Sequence[FrozenTrial], objective: Objective) -> list[Frozen
     elif not objective.is_one:
         for front in range(order.max() + 1):
             distance[order == front] = _from_ideal(gains[order == front])
-    numbers = [trial.number for trial in trials]
-    return [trials[place] for place in np.lexsort((numbers, distance, order))]
+    places = sorted(range(len(trials)), key=lambda place: (order[place], distance[place], trials[place].number))
+    return [trials[place] for place in places]
 
 
 def _from_ideal(gains: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -289,7 +289,6 @@ class Recorder(tune.Callback):
             return {"objective": values[0]}
         return {f"objective/{name}": value for name, value in zip(self._objective.names, values, strict=True)}
 
-
     def _ended(self) -> list[FrozenTrial]:
         return [trial for trial in self._optuna.get_trials(deepcopy=False) if trial.state.is_finished()]
 

@@ -37,7 +37,7 @@ def weight_responses(trials: pd.DataFrame, metrics: Mapping[str, str], seed: int
         return pd.DataFrame()
     weights = known[columns].to_numpy(np.float64)
     weights = weights / weights.sum(1, keepdims=True)
-    others = _encoded(known[[name for name in known if "." in name and name not in columns]])
+    others = _encoded(known[[name for name in map(str, known) if "." in name and name not in columns]])
     # Every point of every line, for every trial: [T · W · N] rows.
     lines = [np.hstack([moved(weights, place, weight), others]) for place in range(len(metrics)) for weight in _WEIGHTS]
     rows = []

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
@@ -68,11 +68,11 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-def open_study(study: Study, journal: Path, *directions: str) -> optuna.Study:
+def open_study(study: Study, journal: Path, *directions: Literal["maximize", "minimize"]) -> optuna.Study:
     """The Optuna study in `journal`, new or as it was left, with the study's sampler.
 
     Args:
-        directions: "maximize" or "minimize", of each objective.
+        directions: of each objective.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_journal(journal)

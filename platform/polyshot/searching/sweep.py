@@ -145,8 +145,8 @@ class Sweep:
                 if isinstance(plan, int):
                     packed = PackedTrials(context, searcher, scheduler, recorder)
                     packed.run(plan)
-                    if words := packed.words():
-                        self._progress.note(words)
+                    if alone := packed.words():
+                        self._progress.note(alone)
                 else:
                     self._tune(plan, context, searcher, scheduler, recorder)
         recorder.finish()

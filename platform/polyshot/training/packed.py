@@ -90,8 +90,8 @@ class PackedRuns:
     # --- the stack ---------------------------------------------------------------------------------------------------
 
     def _stack(self) -> None:
-        encoders = [run.model.sharing.encoder.blocks for run in self.runs]
-        heads = [run.model.heads.linear for run in self.runs]
+        encoders = [run.model.get_submodule("sharing.encoder.blocks") for run in self.runs]
+        heads = [run.model.get_submodule("heads.linear") for run in self.runs]
         self._encoder, self._heads = stack(encoders), stack(heads)
         self._parameters = [*self._share(self._encoder, encoders), *self._share(self._heads, heads)]
         self._task_weights = torch.stack([run.task_weights for run in self.runs])  # [N, T]

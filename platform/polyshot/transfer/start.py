@@ -60,7 +60,7 @@ class TransferRun(TrainingRun):
 
     @property
     def steps_per_epoch(self) -> int:
-        return self._sampler.steps if self._trains else 0
+        return self.sampler.steps if self._trains else 0
 
     def _train_epoch(self, number: int) -> float:
         return super()._train_epoch(number) if self._trains else 0.0

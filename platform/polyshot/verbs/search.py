@@ -254,6 +254,7 @@ class _Search:
             "best_trial": best.number,
             "confirm": self.study.search.confirm and self.study.search.confirm.model_dump(),
             "confirmation": [] if confirmed is None else confirmation.words(confirmed),
+            **({} if confirmed is None else {"chosen": confirmation.chosen_words(confirmed)}),
             "improvement": improvement["test"],
             "interval": intervals["test"].delta_m.ends,
             "hurt": hurt_tasks(metrics),
