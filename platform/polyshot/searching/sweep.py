@@ -387,6 +387,8 @@ def ended_search(study: Study, verb: str, digest: str) -> tuple[Path, dict[str, 
     if folder is None or not (folder / RESULT).exists():
         return None
     outcome = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    if "minutes" not in outcome:  # of an earlier version: it is concluded once more, without training
+        return None
     trials, minutes = study.search.trials, study.search.minutes
     is_used = (trials is not None and outcome["trials_begun"] >= trials) or (
         minutes is not None and (outcome["minutes"] or 0.0) >= minutes

@@ -131,8 +131,9 @@ class Search(Section):
     )
     pack: Literal["auto", "never"] | Annotated[int, Field(ge=2)] = Field(
         "auto",
-        description="Trials that are trained at once in one process, without Ray, those of equal shape as one stacked "
-        "network: `auto`, where that is sooner done (small networks, short searches); a number: so many; `never`.",
+        description="For `polyshot search`: trials that are trained at once in one process, without Ray, those of one "
+        "shape as one stacked network: `auto`, where that is sooner done (small networks, short searches); a number: "
+        "so many; `never`.",
     )
     confirm: Confirm | None = Field(None, description="For `polyshot search`; `null` for none.")
     concurrency: int | None = Field(None, ge=1, description="Trials at once; by default as many as the CPUs allow.")
