@@ -27,6 +27,11 @@ def predicted_rows(kind: str, rows: int, seed: int = 0, ties: bool = True) -> tu
         columns = [predicted_rows("binary", rows, seed + label, ties) for label in range(3)]
         labels, scores = (np.stack(parts, 1) for parts in zip(*columns, strict=True))
         return np.where(random.random(labels.shape) < [0, 0.3, 0.9], np.nan, labels), scores
+    if kind == "tokens":  # codes of words, NaN behind the last one of a row
+        labels = random.integers(0, 5, (rows, 6)).astype(float)
+        decided = np.where(random.random(labels.shape) < 0.6, labels, random.integers(0, 5, labels.shape))
+        labels[np.arange(6) >= random.integers(2, 7, rows)[:, None]] = np.nan
+        return labels, decided
     labels = random.integers(0, 4, rows).astype(float)
     scores = random.random((rows, 4)) + np.eye(4)[labels.astype(int)] * 0.3
     return labels, scores / scores.sum(1, keepdims=True)

@@ -49,7 +49,7 @@ def pack_size(study: Study, run: TrainingRun) -> tuple[int, str | None]:
         The size, and where the study asks for packs that cannot be, the reason.
     """
     search = study.search
-    if search.pack == "never":
+    if search.pack == "never" or (study.scale.threads or 1) > (os.cpu_count() or 1):  # Ray says what lacks
         return 0, None
     reason = _why_not(study)
     if isinstance(search.pack, int):
