@@ -31,7 +31,10 @@ from polyshot.verbs.report import report
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
+]
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 PHONE = {"viewport": {"width": 375, "height": 700}, "is_mobile": True, "has_touch": True}
@@ -268,7 +271,9 @@ def test_ticked_trials_are_compared_by_what_was_searched(ui, server, found, pict
     assert parameter in shown and "objective" in shown
     picture(ui, {"search": "mlflow-compare", "meta": "mlflow-compare-meta"}[kind])
     ui.get_by_role("tab", name="Scatter Plot").click()
-    ui.locator(".js-plotly-plot .scatterlayer .point").first.wait_for(state="attached")
+    panel = ui.get_by_role("tabpanel", name="Scatter Plot")
+    panel.locator(".js-plotly-plot").first.wait_for()
+    assert parameter in panel.inner_text() and "objective" in panel.inner_text()
 
 
 @pytest.mark.slow

@@ -157,9 +157,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {
-        f"{name.replace('.', '/')}/{file.name}"
+        f"{name.replace('.', '/')}/{file.relative_to(folder)}"
         for name, folder in packages_on_disk().items()
-        for file in folder.iterdir()
+        for file in folder.rglob("*")
         if file.is_file() and file.suffix != ".pyc"
     }
     assert inside == expected

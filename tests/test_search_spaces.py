@@ -170,7 +170,7 @@ def test_an_unknown_space_is_told_with_the_nearest_name():
 
 def test_architecture_says_that_it_is_for_mlp_encoders_only():
     base = study(model={"encoder": {"kind": "json:JSONDecoder"}}, search={"spaces": ["architecture"]})
-    with pytest.raises(StudyError, match="model.encoder.options"):
+    with pytest.raises(StudyError, match="list distributions of the keys of model.encoder in search.space"):
         check_space(base)
 
 
