@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
@@ -164,17 +164,14 @@ def surrogate() -> tuple[Any, dict[str, int]]:
 # --- contenders ------------------------------------------------------------------------------------------------------
 
 
-class Contender:
+class Contender(Protocol):
     """Asked for points, told what they give; `report` says whether a trial goes on."""
 
-    def ask(self, suggest: Callable[[optuna.Trial], Point]) -> tuple[Any, Point]:
-        raise NotImplementedError
+    def ask(self, suggest: Callable[[optuna.Trial], Point]) -> tuple[Any, Point]: ...
 
-    def report(self, handle: Any, epoch: int, value: float) -> bool:
-        raise NotImplementedError
+    def report(self, handle: Any, epoch: int, value: float) -> bool: ...
 
-    def end(self, handle: Any, epoch: int, value: float, finished: bool) -> None:
-        raise NotImplementedError
+    def end(self, handle: Any, epoch: int, value: float, finished: bool) -> None: ...
 
 
 class PlainOptuna(Contender):

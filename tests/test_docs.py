@@ -40,7 +40,8 @@ def test_every_command_of_a_page_is_one_that_the_command_line_takes(page):
     verbs = typer.main.get_command(app).commands
     for verb, *arguments in commands(page):
         if not verb.startswith("-"):
-            verbs[verb].make_context(verb, arguments)  # raises for an option or a number of arguments that it has not
+            # Raises for an option or a number of arguments that it has not.
+            assert verbs[verb].make_context(verb, arguments).info_name == verb
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -51,7 +52,7 @@ def test_every_study_of_a_page_is_valid(page):
     for block in blocks(page, "yaml"):
         values, _ = parse_yaml(block, page.name)
         if isinstance(values, dict) and "name" in values:
-            Study.from_dict(values)
+            assert Study.from_dict(values).name == values["name"]
 
 
 def test_every_page_is_in_the_site_s_contents():

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_media import requests, tiny_transformer
+from helpers_training import trained
 from PIL import Image
 
 from polyshot import Study
@@ -22,7 +23,6 @@ from polyshot.models.encoders.images import augmented
 from polyshot.models.multitask import build_model
 from polyshot.saved_model import SavedModel, save_model
 from polyshot.study.data import Images
-from polyshot.training.loop import TrainingRun
 from polyshot.transfer.problem import Sources, TargetData
 from polyshot.transfer.source import Source
 from polyshot.transfer.trials import trials_of
@@ -57,13 +57,6 @@ def study_of(values: dict | None = None, data: dict | None = None) -> Study:
         }
     )
     return study.with_values(values or {})
-
-
-def trained(study: Study, prepared) -> TrainingRun:
-    run = TrainingRun(study, prepared)
-    for _ in run.epochs():
-        pass
-    return run
 
 
 def in_folder(study: Study, folder: Path) -> Study:
@@ -137,10 +130,15 @@ def test_a_baseline_and_a_soft_copy_read_images_too() -> None:
     table["light"] = [float(image.mean()) for image in table["image"]]
     study = study_of({"tasks": {"day": {"kind": "binary"}, "light": {"kind": "regression"}}, "training.epochs": 2})
     prepared = prepare(study, table)
-    for sharing in ({"kind": "soft"}, {"kind": "grouped", "groups": [["day"], ["light"]]}):
-        trained(study.with_values({"model.sharing": sharing}), prepared)
-    trained(study.with_values({"balance": {"kind": "mgda"}}), prepared)
-    trained(study.single_task("light"), prepared.for_task("light"))
+    runs = [
+        *(
+            trained(study.with_values({"model.sharing": sharing}), prepared)
+            for sharing in ({"kind": "soft"}, {"kind": "grouped", "groups": [["day"], ["light"]]})
+        ),
+        trained(study.with_values({"balance": {"kind": "mgda"}}), prepared),
+        trained(study.single_task("light"), prepared.for_task("light")),
+    ]
+    assert all(run.finished and np.isfinite(run.history[-1].metrics["val/loss"]) for run in runs)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers_media import requests, tiny_transformer
+from helpers_training import trained
 
 from polyshot import Study
 from polyshot.data.prepare import prepare
@@ -50,13 +51,6 @@ def study_of(tiny, values: dict | None = None, tasks: dict | None = None) -> Stu
         }
     )
     return study.with_values(values or {})
-
-
-def trained(study: Study, prepared) -> TrainingRun:
-    run = TrainingRun(study, prepared)
-    for _ in run.epochs():
-        pass
-    return run
 
 
 def weights(run: TrainingRun) -> dict[str, torch.Tensor]:

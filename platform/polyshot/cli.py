@@ -218,7 +218,7 @@ def search(
         title = f"{len(result.front)} trials that no other one beats in all objectives (the Pareto front)"
         _print_table(console, result.front.drop(columns="front").dropna(axis=1, how="all"), title)
     else:
-        _print_table(console, result.trials.head(10).dropna(axis=1, how="all"), "best trials")
+        _print_trials(console, result.trials)
     console.print(f"\nTrial {result.best_trial} was chosen: {result.chosen}.")
     for sentence in result.confirmed:
         console.print(f"{sentence[0].upper()}{sentence[1:]}.")
@@ -291,9 +291,8 @@ def meta(
 
             result = meta_learn(study, baselines=baselines, fresh=fresh, progress=display)
     if as_json:
-        searched = {"best_values": found.best_values, "trials": found.trials.to_dict(orient="records")} if found else {}
         _print_json(
-            searched
+            _searched(found)
             | {
                 "table": result.table.to_dict(orient="records"),
                 "verdicts": result.verdicts.to_dict(orient="records"),
@@ -304,7 +303,7 @@ def meta(
         return
     console = _console()
     if found:
-        _print_table(console, found.trials.head(10).dropna(axis=1, how="all"), "best trials")
+        _print_trials(console, found.trials)
     _print_table(console, result.table, f"{study.meta.test_tasks} test tasks, mean ± 95 %")
     console.print()
     if len(result.verdicts):
@@ -357,9 +356,8 @@ def transfer(
 
             result = run_transfer(study, fresh=fresh, progress=display)
     if as_json:
-        searched = {"best_values": found.best_values, "trials": found.trials.to_dict(orient="records")} if found else {}
         _print_json(
-            searched
+            _searched(found)
             | {
                 "table": result.table.to_dict(orient="records"),
                 "recommended": result.recommended,
@@ -371,7 +369,7 @@ def transfer(
         return
     console = _console()
     if found:
-        _print_table(console, found.trials.head(10).dropna(axis=1, how="all"), "best trials")
+        _print_trials(console, found.trials)
     _print_transfer(console, result)
     _print_next(console, study, result.folder)
 
@@ -877,6 +875,17 @@ def _print_groups(console: Console, study_file: Path, result: AffinityResult) ->
 def _near(path: Path) -> Path:
     """The path as it is typed from here."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _searched(found: MetaSearchResult | TransferSearchResult | None) -> dict[str, Any]:
+    """What `--json` says of the search, if there was one."""
+    if found is None:
+        return {}
+    return {"best_values": found.best_values, "trials": found.trials.to_dict(orient="records")}
+
+
+def _print_trials(console: Console, trials: pd.DataFrame) -> None:
+    _print_table(console, trials.head(10).dropna(axis=1, how="all"), "best trials")
 
 
 def _print_report(console: Console, folder: Path) -> None:

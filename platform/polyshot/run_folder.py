@@ -134,6 +134,15 @@ def find_run(run: str, storage: Path) -> Path:
             return place
         if own := [state.parent for state in place.glob("*-*/run.json")]:
             return max(own, key=lambda folder: _read_state(folder).get("started", 0.0))
+    return tracked_run(run, storage)
+
+
+def tracked_run(run: str, storage: Path) -> Path:
+    """The folder in `storage` of the MLflow run with the id `run`: the last that a user's word for a run may mean.
+
+    Raises:
+        RunError: when there is none.
+    """
     for state in storage.glob("*/*/run.json"):
         if _read_state(state.parent).get("mlflow_id") == run:
             return state.parent

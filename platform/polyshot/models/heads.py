@@ -7,6 +7,7 @@ head reads the vectors of words or that of the row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class HeadLayout:
         return cls(tuple(columns[task] for task in range(len(sizes))), width)
 
 
-class Heads(nn.Module):
+class Heads(nn.Module, ABC):
     """What tasks' outputs are made by.
 
     Attributes:
@@ -62,8 +63,9 @@ class Heads(nn.Module):
     weights: HeadLayout
     linear: nn.Linear
 
+    @abstractmethod
     def forward(self, representation: Tensor | Mixture) -> Tensor:
-        raise NotImplementedError
+        """→ the outputs [B, O] of all tasks."""
 
     def rows(self, task: int) -> Iterator[Rows]:
         """The parameters of one task's head."""

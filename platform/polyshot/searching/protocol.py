@@ -12,6 +12,7 @@ from polyshot.errors import PolyshotError
 OBJECTIVE, OBJECTIVES, VIOLATIONS = "objective", "objectives", "violations"
 # Keys of results, and user attributes of Optuna's trials: why one failed, what stopped it.
 ERROR, STOPPED = "error", "stopped"
+RESULT = "result.json"  # in the run's folder, what a verb writes when its search has ended; see `sweep.ended_search`
 DEADLINE = "minutes"  # what STOPPED says of a trial that the search's time limit ended
 
 

@@ -25,8 +25,8 @@ def ranked(trials: Iterable[FrozenTrial], objective: Objective) -> list[FrozenTr
     beat, and so on; and of one front the trial that is nearest to the best of every objective, or with
     `objective.rank_weights` the one with the best weighted mean rank.
     """
-    valued = [trial for trial in trials if trial.state.is_finished() and trial.values is not None]
-    good = [trial for trial in valued if is_feasible(trial) and not was_stopped(trial)]
+    valued = _valued(trials)
+    good = _good(valued)
     stopped = [trial for trial in valued if is_feasible(trial) and was_stopped(trial)]
     rest = [trial for trial in valued if not is_feasible(trial)]
     return [
@@ -38,15 +38,20 @@ def ranked(trials: Iterable[FrozenTrial], objective: Objective) -> list[FrozenTr
 
 def pareto_front(trials: Iterable[FrozenTrial], objective: Objective) -> list[FrozenTrial]:
     """Of the trials that trained to their end and hold all constraints, those that no other one beats; as `ranked`."""
-    good = [
-        trial
-        for trial in trials
-        if trial.state.is_finished() and trial.values and is_feasible(trial) and not was_stopped(trial)
-    ]
+    good = _good(_valued(trials))
     if not good:
         return []
     on_front = {trial.number for trial, front in zip(good, _fronts(_gains(good, objective)), strict=True) if not front}
     return [trial for trial in _ordered(good, objective) if trial.number in on_front]
+
+
+def _valued(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state.is_finished() and trial.values is not None]
+
+
+def _good(valued: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Those that trained to their end and hold all constraints."""
+    return [trial for trial in valued if is_feasible(trial) and not was_stopped(trial)]
 
 
 def is_feasible(trial: FrozenTrial) -> bool:

@@ -16,12 +16,12 @@ import optuna
 
 from polyshot.errors import Problem, StudyError
 from polyshot.search_spaces.task_weights import shares
+from polyshot.searching.protocol import RESULT
 from polyshot.searching.space import TrialValues, build_space
 from polyshot.study import Study
 from polyshot.tracking.query import best_values
 
 DEFAULT, EQUAL_WEIGHTS, MLFLOW = "default", "equal_weights", "mlflow:"
-_RESULT = "result.json"  # see `searching.sweep`
 
 
 def starts(study: Study, *, with_mlflow: bool = True) -> dict[str, dict[str, Any]]:
@@ -93,7 +93,7 @@ def _values(study: Study, space: TrialValues, start: Any, key: str) -> tuple[dic
         return best_values(study, start.removeprefix(MLFLOW), key), False
     folder = study.folder / Path(start).expanduser()
     try:
-        return json.loads((folder / _RESULT).read_text(encoding="utf-8"))["best_values"], False
+        return json.loads((folder / RESULT).read_text(encoding="utf-8"))["best_values"], False
     except (OSError, ValueError, KeyError):
         message = (
             f"'{start}' is no folder of a search that has ended; name one, or {DEFAULT}, {EQUAL_WEIGHTS}, "

@@ -37,7 +37,7 @@ from polyshot.searching.importances import importances
 from polyshot.searching.objective import COST, Objective
 from polyshot.searching.packing import PackedTrials
 from polyshot.searching.pictures import optuna_figures
-from polyshot.searching.protocol import ERROR, STOPPED
+from polyshot.searching.protocol import ERROR, RESULT, STOPPED
 from polyshot.searching.ranking import chosen_words, is_feasible, pareto_front, ranked
 from polyshot.searching.record import Names, Recorder, validation_metrics
 from polyshot.searching.responses import weight_responses
@@ -60,7 +60,6 @@ from polyshot.study import Study
 from polyshot.tracking.tracker import Run, Tracker
 from polyshot.training.checkpoint import load_checkpoint
 
-RESULT = "result.json"  # what a verb writes when its search has ended; see `ended_search`
 _TRIALS, _TRIALS_TABLE, _BEST_STUDY, _JOURNAL = "trials.json", "trials.csv", "best-study.yaml", "optuna.journal"
 _SEARCHED = "search.json"  # what was optimised, and which parameters mattered
 _RESPONSES, _IMPORTANCES = "weight-responses.csv", "importances.csv"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,18 @@ from polyshot.meta.training import MetaRun
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_json
 from polyshot.searching.objective import Objective
+from polyshot.searching.protocol import RESULT
 from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.starts import starts
-from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
-from polyshot.shown import Shown
+from polyshot.searching.sweep import Sweep, ended_search, search_digest, warm_up
 from polyshot.study import Study
 from polyshot.study.search import IMPROVEMENT
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
 from polyshot.training.loop import Epoch
+from polyshot.verbs.best_found import BestFound
 from polyshot.verbs.meta import SECTIONS, MetaResult, begin, conclude, read_result, train_distributed
 from polyshot.verbs.recording import recorded
 
@@ -45,30 +46,12 @@ _FIXED = (
 )
 
 
-@dataclass(frozen=True, repr=False)
-class MetaSearchResult(Shown):
+class MetaSearchResult(BestFound[MetaResult]):
     """What a search of meta-learning gave.
 
-    Attributes:
-        trials: one row per trial, the best first (see `searching.sweep.trials_table`); `epochs` are looks at the
-            validation tasks.
-        best_values: the values of the best trial, by dotted key.
-        best_study: the study with these values.
-        best: the best trial's learner, judged on test tasks as by `polyshot meta`.
+    `epochs` of its trials are looks at the validation tasks; `best` is the best trial's learner, judged on test tasks
+    as by `polyshot meta`.
     """
-
-    trials: pd.DataFrame
-    best_values: dict[str, Any]
-    best_study: Study
-    best: MetaResult
-
-    def _words(self) -> Iterator[str]:
-        yield "Best values: " + ", ".join(f"{key} {value}" for key, value in self.best_values.items()) + "."
-        yield from self.best._words()
-
-    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        yield from self.best._tables()
-        yield f"{len(self.trials)} trials", self.trials.dropna(axis=1, how="all")
 
 
 @dataclass(frozen=True)
@@ -122,7 +105,7 @@ def meta_search(
     starts(study, with_mlflow=False)
     digest = search_digest(study, *SECTIONS)
     if not fresh and (found := ended_search(study, "meta", digest)) and (found[1]["baselines"] or not baselines):
-        return _read_result(study, *found)
+        return MetaSearchResult.read(study, *found, read_result)
     store = resolve(study)
     store.check()
     torch.set_num_threads(study.scale.threads or 1)
@@ -151,7 +134,7 @@ def meta_search(
     outcome = sweep.outcome(best) | {"baselines": baselines, "mlflow_id": recording.settle(progress)}
     write_json(folder.path / RESULT, outcome)
     folder.close("finished")
-    return _read_result(study, folder.path, outcome)
+    return MetaSearchResult.read(study, folder.path, outcome, read_result)
 
 
 def _refusal(key: str) -> str | None:
@@ -175,12 +158,3 @@ def _check_objective(study: Study, objective: Objective) -> None:
     for key in ("constraints", "confirm"):
         if getattr(study.search, key):
             raise StudyError([Problem(f"search.{key}", "a search of meta-learning knows none; remove this key")])
-
-
-def _read_result(study: Study, folder: Path, outcome: dict[str, Any]) -> MetaSearchResult:
-    return MetaSearchResult(
-        trials=read_trials(folder),
-        best_values=outcome["best_values"],
-        best_study=study.with_values(outcome["best_values"]),
-        best=read_result(folder, outcome["mlflow_id"]),
-    )

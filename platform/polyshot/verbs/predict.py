@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyshot.errors import RunError
-from polyshot.run_folder import latest_run
+from polyshot.run_folder import latest_run, tracked_run
 from polyshot.study import Study
 
 if TYPE_CHECKING:
@@ -70,10 +68,4 @@ def find_model(run: str, storage: Path) -> Path:
             return folder / "model"
         if folder.is_dir() and any(folder.glob("*-*/run.json")):
             return latest_run(folder) / "model"
-    for state in storage.glob("*/*/run.json"):
-        if json.loads(state.read_text(encoding="utf-8")).get("mlflow_id") == run:
-            return state.parent / "model"
-    raise RunError(
-        f"'{run}' is neither a run's folder, nor a study file, nor a study or an MLflow run in {storage}; "
-        "give one of these"
-    )
+    return tracked_run(run, storage) / "model"

@@ -26,13 +26,14 @@ from polyshot.saved_model import save_model
 from polyshot.searching import confirmation
 from polyshot.searching.objective import Objective, validation_baselines
 from polyshot.searching.packing import pack_size
+from polyshot.searching.protocol import RESULT
 from polyshot.searching.record import log_baseline_once
 from polyshot.searching.scheduling import Plan, plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.starts import starts
 from polyshot.searching.subject import MultiTaskLearning, have_same_data
-from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
+from polyshot.searching.sweep import Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.shown import Shown
 from polyshot.study import Study
 from polyshot.tracking.store import resolve

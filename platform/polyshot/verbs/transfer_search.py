@@ -7,7 +7,6 @@ A trial trains one method, `searched`, at the study's largest budget. Trials are
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,12 +18,12 @@ from polyshot.errors import ResourceError, StudyError
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_json
 from polyshot.searching.objective import Objective
+from polyshot.searching.protocol import RESULT
 from polyshot.searching.scheduling import plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.starts import starts
-from polyshot.searching.sweep import RESULT, Sweep, ended_search, read_trials, search_digest, warm_up
-from polyshot.shown import Shown
+from polyshot.searching.sweep import Sweep, ended_search, search_digest, warm_up
 from polyshot.study import Study
 from polyshot.study.transfer import SEARCHED
 from polyshot.tracking.store import resolve
@@ -34,6 +33,7 @@ from polyshot.transfer.problem import Problem, Sources, TargetData
 from polyshot.transfer.start import TransferRun
 from polyshot.transfer.start import fresh as from_scratch
 from polyshot.transfer.trials import Trial, trials_of
+from polyshot.verbs.best_found import BestFound
 from polyshot.verbs.recording import recorded
 from polyshot.verbs.transfer import (
     KEPT,
@@ -49,29 +49,11 @@ from polyshot.verbs.transfer import (
 _METHOD = f"transfer.methods.{SEARCHED}."
 
 
-@dataclass(frozen=True, repr=False)
-class TransferSearchResult(Shown):
+class TransferSearchResult(BestFound[TransferResult]):
     """What a search of transfer gave.
 
-    Attributes:
-        trials: one row per trial, the best first (see `searching.sweep.trials_table`).
-        best_values: the values of the best trial, by dotted key.
-        best_study: the study with these values, whose method `searched` they are.
-        best: its methods compared, as by `polyshot transfer`.
+    `best_values` are those of the method `searched`; `best` is its methods compared, as by `polyshot transfer`.
     """
-
-    trials: pd.DataFrame
-    best_values: dict[str, Any]
-    best_study: Study
-    best: TransferResult
-
-    def _words(self) -> Iterator[str]:
-        yield "Best values: " + ", ".join(f"{key} {value}" for key, value in self.best_values.items()) + "."
-        yield from self.best._words()
-
-    def _tables(self) -> Iterator[tuple[str, pd.DataFrame]]:
-        yield from self.best._tables()
-        yield f"{len(self.trials)} trials", self.trials.dropna(axis=1, how="all")
 
 
 @dataclass(frozen=True)
@@ -123,7 +105,7 @@ def transfer_search(
     sources = find_sources(study, progress)
     digest = f"{search_digest(study, *SECTIONS)}-{sources.main.digest}"
     if not fresh and (found := ended_search(study, "transfer", digest)):
-        return _read_result(study, *found)
+        return TransferSearchResult.read(study, *found, read_result)
     targets = TargetData.folds(study, table)
     target = targets[0]
     for note in (*target.own.notes, *sources.main.notes(target.table, study), store.words):
@@ -152,7 +134,7 @@ def transfer_search(
     outcome = sweep.outcome(best) | {"mlflow_id": recording.settle(progress)}
     write_json(folder.path / RESULT, outcome)
     folder.close("finished")
-    return _read_result(study, folder.path, outcome)
+    return TransferSearchResult.read(study, folder.path, outcome, read_result)
 
 
 def _largest(target: TargetData, sources: Sources) -> Problem:
@@ -190,12 +172,3 @@ def _check_objective(study: Study) -> None:
         raise StudyError([StudyProblem("search.objective", message)])
     if study.search.confirm:
         raise StudyError([StudyProblem("search.confirm", "is for `polyshot search`; remove it")])
-
-
-def _read_result(study: Study, folder: Any, outcome: dict[str, Any]) -> TransferSearchResult:
-    return TransferSearchResult(
-        trials=read_trials(folder),
-        best_values=outcome["best_values"],
-        best_study=study.with_values(outcome["best_values"]),
-        best=read_result(folder, outcome["mlflow_id"]),
-    )

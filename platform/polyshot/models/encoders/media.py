@@ -5,6 +5,7 @@ Base of the encoders beside it; sharing schemes and the training loop know them 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from polyshot.data.inputs import InputLayout
 
 
-class MediaEncoder(nn.Module):
+class MediaEncoder(nn.Module, ABC):
     """[B, F] → [B, P · H], P vectors of H numbers for each row: one of all of it, and one for each of W words.
 
     Attributes:
@@ -34,8 +35,8 @@ class MediaEncoder(nn.Module):
         self._rate, self._decay = learning_rate_factor, layer_decay
 
     @property
-    def layers(self) -> list[nn.Module]:
-        raise NotImplementedError
+    @abstractmethod
+    def layers(self) -> list[nn.Module]: ...
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.vectors(rows).flatten(1)
@@ -49,9 +50,9 @@ class MediaEncoder(nn.Module):
         vectors = torch.cat([self.computed(rows[some]) for some in order.split(self.rows_at_once)])
         return vectors[order.argsort()]
 
+    @abstractmethod
     def computed(self, rows: Tensor) -> Tensor:
         """The same for rows that are computed together."""
-        raise NotImplementedError
 
     def learning_rates(self) -> Iterator[tuple[nn.Parameter, float]]:
         """Every parameter, and by what its learning rate is multiplied."""
