@@ -1,16 +1,21 @@
 """Objects that a study names as `package.module:name`: data sources, encoders, search spaces.
 
-The study's own folder is importable, so that a module may stand beside the study file.
+The study's own folder is importable, so that a module may stand beside the study file; of two studies in one process,
+each has its own where they give their modules the same name.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from polyshot.errors import RunError, did_you_mean
+
+_FOLDERS: set[Path] = set()  # of the studies that have named objects in this process
 
 
 def load_object(path: str, folder: Path, place: str) -> Any:
@@ -20,8 +25,7 @@ def load_object(path: str, folder: Path, place: str) -> Any:
         RunError: when the module or the name is not there, or the module fails while it is imported.
     """
     module_name, _, name = path.partition(":")
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    _put_first(folder.resolve(), module_name.partition(".")[0])
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -32,3 +36,22 @@ def load_object(path: str, folder: Path, place: str) -> Any:
         return getattr(module, name)
     except AttributeError:
         raise RunError(f"{place}: '{module_name}' has no '{name}'.{did_you_mean(name, dir(module))}") from None
+
+
+def _put_first(folder: Path, package: str) -> None:
+    """Have `package` imported from `folder` if it is there, though another study's has been imported before."""
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
+    importlib.invalidate_caches()  # the module may have been written a moment ago
+    imported = sys.modules.get(package)
+    if imported and _place(imported) in _FOLDERS - {folder} and PathFinder.find_spec(package, [str(folder)]):
+        for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            del sys.modules[name]
+    _FOLDERS.add(folder)
+
+
+def _place(module: ModuleType) -> Path | None:
+    """The folder from which a module or package without parents was imported."""
+    if module.__spec__ is None or module.__spec__.origin is None:
+        return None
+    origin = Path(module.__spec__.origin)
+    return origin.parent.parent if module.__spec__.submodule_search_locations else origin.parent
