@@ -39,6 +39,15 @@ class Scores:
     metrics: Tensor
     bound: float
 
+    def means(self) -> tuple[Tensor, Tensor, Tensor]:
+        """After the last step: mean loss [], mean metric [] and the share of losses that are not finite [].
+
+        The means are those of the finite values.
+        """
+        losses, metrics = self.losses[-1], self.metrics[-1]
+        known = losses.isfinite()
+        return losses[known].mean(), metrics[metrics.isfinite()].mean(), 1 - known.to(losses.dtype).mean()
+
     def table(self, metric: str) -> pd.DataFrame:
         """One row per step: its number, mean, interval (half of the 95 % one), median, diverged (a fraction).
 

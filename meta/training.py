@@ -31,6 +31,8 @@ from polyshot.training.loop import Epoch, TrainingDivergedError, choose_device
 from polyshot.training.optimisers import AdamW
 from polyshot.training.world import World
 
+NOT_FINITE = "not_finite"  # of a look's metrics: the share of the validation tasks whose loss is no finite number
+
 
 class MetaRun:
     """One meta-training of one learner: all its state, and the updates that change it.
@@ -170,17 +172,16 @@ class MetaRun:
         scores = self._score(
             self._calibrated(self.weights()), "validation", self._settings.validation_tasks, self.steps
         )
-        values = self.world.from_first(torch.stack([scores.losses[-1].mean(), scores.metrics[-1].mean()]))
-        validation_loss, metric = values.tolist()
+        values = self.world.from_first(torch.stack(scores.means()))
+        validation_loss, metric, not_finite = values.tolist()
         metrics = {
             **dict(zip(("train/loss", "train/joint_loss"), losses, strict=False)),
             "learning_rate": self._optimiser.learning_rate,
             "val/loss": validation_loss,
             f"val/{self.source.name}/{self.source.objective.metric}": metric,
+            NOT_FINITE: not_finite,
         }
-        is_best = math.isfinite(validation_loss) and (
-            self.best is None or validation_loss < self.best.metrics["val/loss"]
-        )
+        is_best = math.isfinite(validation_loss) and (self.best is None or _rank(metrics) < _rank(self.best.metrics))
         now = time.perf_counter()
         epoch = Epoch(len(self.history) + 1, metrics, now - self._looked, is_best)
         self._looked = now
@@ -255,3 +256,8 @@ class MetaRun:
         self.best = next((epoch for epoch in reversed(self.history) if epoch.is_best), None)
         best = state["best_weights"]
         self._best_flat = None if best is None else best.to(self.device)
+
+
+def _rank(metrics: dict[str, float]) -> tuple[float, float]:
+    """What the best look has least of: tasks that diverged, then the mean loss of the others."""
+    return metrics[NOT_FINITE], metrics["val/loss"]

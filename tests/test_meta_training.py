@@ -144,6 +144,20 @@ def test_a_run_that_diverges_stops_and_says_so() -> None:
         run.best_weights()
 
 
+def test_validation_tasks_that_diverge_are_told_beside_the_mean_and_a_look_with_fewer_of_them_is_better(
+    monkeypatch,
+) -> None:
+    looks = [[3.0, 1.0], [0.1, math.nan], [2.0, 1.5], [math.inf, math.nan], [0.2, math.inf]]
+    found = iter(torch.tensor([[losses] for losses in looks]))
+    run = wave_run(**{"meta.validate_every": 5})
+    monkeypatch.setattr(run, "_score", lambda *_: Scores(losses := next(found), losses, 9.0))
+    list(run.epochs())
+    assert [look["not_finite"] for look in metrics(run)] == [0.0, 0.5, 0.0, 1.0, 0.5]
+    for name in ("val/loss", "val/sinusoid/mse"):
+        assert [look[name] for look in metrics(run)] == pytest.approx([2.0, 0.1, 1.75, math.nan, 0.2], nan_ok=True)
+    assert [epoch.is_best for epoch in run.history] == [True, False, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("values", "error", "words"),
     [

@@ -242,13 +242,21 @@ def _fit(run: MetaRun, folder: Path, parent: Run, progress: Progress) -> None:
     def on_epoch(epoch: Epoch) -> None:
         iteration = min(epoch.number * settings.validate_every, settings.iterations)
         parent.log_metrics(curve(epoch), step=iteration)
-        progress.advance(ACTIVITY, iteration, f"validation loss {epoch.metrics['val/loss']:.4g}")
+        progress.advance(ACTIVITY, iteration, _standing(epoch))
 
     if is_distributed(run.study):
         run.load_state_dict(train_distributed(run.study, run.source, folder, on_epoch))
     else:
         _fit_here(run, folder / "checkpoint.pt", on_epoch)
     progress.finish(ACTIVITY, f"best after look {run.best.number}" if run.best else "")
+
+
+def _standing(epoch: Epoch) -> str:
+    from polyshot.meta.training import NOT_FINITE
+
+    words = f"validation loss {epoch.metrics['val/loss']:.4g}"
+    diverged = epoch.metrics[NOT_FINITE]
+    return f"{words}, without the {diverged:.1%} of the tasks that diverged" if diverged else words
 
 
 def _fit_here(run: MetaRun, checkpoint: Path, on_epoch: Callable[[Epoch], None]) -> None:

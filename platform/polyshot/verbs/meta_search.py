@@ -19,7 +19,7 @@ import torch
 from polyshot.cluster.ray import nodes, ray_session
 from polyshot.errors import Problem, StudyError
 from polyshot.meta.episodes import EpisodeSource, build_source
-from polyshot.meta.training import MetaRun
+from polyshot.meta.training import NOT_FINITE, MetaRun
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_json
 from polyshot.searching.objective import Objective
@@ -30,7 +30,7 @@ from polyshot.searching.space import check_space
 from polyshot.searching.starts import starts
 from polyshot.searching.sweep import Sweep, ended_search, search_digest, warm_up
 from polyshot.study import Study
-from polyshot.study.search import IMPROVEMENT
+from polyshot.study.search import IMPROVEMENT, Bound
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
 from polyshot.training.loop import Epoch
@@ -62,7 +62,9 @@ class MetaLearning:
 
     @property
     def objective(self) -> Objective:
-        return Objective((f"{self.source.name}/{self.source.objective.metric}",), {})
+        # The metric leaves out tasks that diverged: a trial where some did must not win by it.
+        none_diverged = Bound(NOT_FINITE, is_lower=False, value=0.0)
+        return Objective((f"{self.source.name}/{self.source.objective.metric}",), {}, (none_diverged,))
 
     def epochs(self, study: Study) -> int:
         return math.ceil(study.meta.iterations / study.meta.validate_every)
