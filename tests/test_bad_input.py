@@ -242,7 +242,10 @@ SEARCH_CASES: dict[str, tuple[tuple[str, str], list[str]]] = {
         ("training:", "search: {spaces: ['json:space']}\ntraining:"),
         ["search.spaces", "json"],
     ),
-    "trials larger than the machine": (("training:", "scale: {threads: 4096}\ntraining:"), ["scale.threads", "4096"]),
+    "trials larger than the machine": (  # which is known before Ray starts
+        ("training:", "scale: {threads: 4096}\ntraining:"),
+        ["scale.threads 4096", "CPUs of this machine"],
+    ),
 }
 
 

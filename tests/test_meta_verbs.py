@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from polyshot.errors import DataError, RunError
 from polyshot.meta.episodes import build_source
 from polyshot.meta.saved import SavedLearner
 from polyshot.meta.training import MetaRun
+from polyshot.progress import Progress
 from polyshot.saved_model import SavedModel, write_model
 from polyshot.study import Study
 from polyshot.verbs.adapt import adapt, find_learner
@@ -94,15 +98,33 @@ def test_all_is_in_mlflow(learnt: MetaResult) -> None:
     assert {artifact.path for artifact in client.list_artifacts(learnt.mlflow_id)} >= {"learner", "adaptation.json"}
 
 
-def test_an_interrupted_run_is_taken_up_again_where_it_was(learnt: MetaResult) -> None:
-    state = json.loads((learnt.folder / "run.json").read_text())
-    (learnt.folder / "run.json").write_text(json.dumps(state | {"status": "running"}))
-    study = Study.load(learnt.folder / "study.yaml")
-    again = meta_learn(study, table=schools(), baselines=False)
-    assert again.folder == learnt.folder
-    pd.testing.assert_frame_equal(again.curves, learnt.curves)  # from the checkpoint at its end
+class Looks(Progress):
+    """Remembers after which updates the run was looked at; its process is killed at one of them, if one is given."""
+
+    def __init__(self, fatal: int | None = None):
+        self.fatal = fatal
+        self.seen: list[int] = []
+
+    def advance(self, activity: str, completed: int, words: str = "") -> None:  # noqa: ARG002
+        self.seen.append(completed)
+        if completed == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was_to_the_same_result(learnt: MetaResult, tmp_path: Path) -> None:
+    values = {"storage": str(tmp_path / "runs"), "training.checkpoint_seconds": 0}
+    study = Study.load(learnt.folder / "study.yaml").with_values(values)
+    if (process := os.fork()) == 0:
+        with suppress(BaseException):
+            meta_learn(study, table=schools(), baselines=False, progress=Looks(fatal=200))
+        os._exit(1)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    looks = Looks()
+    resumed = meta_learn(study, table=schools(), baselines=False, progress=looks)
+    assert (resumed.folder.name, looks.seen[0]) == ("meta-1", 200)  # had been told, and not saved
+    pd.testing.assert_frame_equal(resumed.curves, learnt.curves)
     own = learnt.table[learnt.table["method"] == "meta-learnt"]
-    pd.testing.assert_frame_equal(again.table, own)
+    pd.testing.assert_frame_equal(resumed.table, own)
 
 
 def test_a_new_school_is_adapted_to_and_predicted(learnt: MetaResult, tmp_path: Path, polyshot) -> None:

@@ -77,6 +77,11 @@ def test_every_mistake_is_reported_at_once_with_its_line(tmp_path):
         (("name: star", "name: a/b"), "name", "letters, digits"),
         (("name: star", "name: star\nname: moon"), "name", "given twice"),
         (("name: star\n", ""), "name", "is missing"),
+        (
+            ("tasks:", "storage: s3://key:secret@bucket/runs\ntasks:"),
+            "storage",
+            "'s3://…' is an address, and runs need",
+        ),
         (("read: {kind: regression}", "read: {}"), "tasks.read", "'kind' is missing"),
         (
             ("read: {kind: regression}", "read: {kind: regression, target: passed}"),

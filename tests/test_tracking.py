@@ -110,6 +110,15 @@ def test_a_store_that_cannot_be_used_is_named_at_once_and_leaves_nothing_behind(
     assert not (tmp_path / "storage").exists()
 
 
+def test_a_folder_that_is_gone_is_said(tmp_path, monkeypatch):
+    study = study_in(tmp_path / "storage")
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path / "job")
+    (tmp_path / "job").rmdir()
+    with pytest.raises(TrackingError, match="^the folder in which this command was started is gone"):
+        Tracker.open(study)
+
+
 def test_opening_and_logging_loads_nothing_heavy(tmp_path):
     script = (
         "import sys; from polyshot.study import Study; from polyshot.tracking.tracker import Tracker\n"
@@ -228,11 +237,14 @@ def test_artifacts_and_the_model_stand_on_the_run(recorded):
     assert (artifacts / "model" / "weights.bin").exists()
     (output,) = run.outputs.model_outputs
     logged = client.get_logged_model(output.model_id)
-    description = yaml.safe_load((Path(logged.artifact_location.removeprefix("file://")) / "MLmodel").read_text())
+    folder = Path(logged.artifact_location.removeprefix("file://"))
+    description = yaml.safe_load((folder / "MLmodel").read_text())
     assert str(logged.status) == "READY" and logged.source_run_id == run_id
     assert description["flavors"]["python_function"]["loader_module"] == "polyshot.saved_model"
     assert json.loads(description["signature"]["inputs"])[0]["name"] == "x"
     assert description["saved_input_example_info"]["artifact_path"]
+    # The current folder is this repository, which has both.
+    assert not {"uv.lock", "pyproject.toml"} & {file.name for file in folder.iterdir()}
 
 
 def test_no_credentials_reach_the_disk_and_no_spool_is_left(recorded):

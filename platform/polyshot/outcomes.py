@@ -6,6 +6,7 @@ MLflow's table shows the last value of a metric, and the last epoch is seldom th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,17 @@ def log_verdicts(run: Run, comparison: pd.DataFrame, intervals: Mapping[str, Int
 
 
 def log_baseline(tracker: Tracker, parent: Run, key: str, params: Mapping[str, Any], baseline: Baseline) -> None:
-    """One child run for a single-task baseline; the last part of `key` is its name, `params` are what differs."""
+    """One child run for a single-task baseline; the last part of `key` is its name, `params` are what differs.
+
+    It lasts as long as the training did, which may be of an earlier command.
+    """
     run = tracker.start_run(
-        key.rpartition("/")[2], key=key, parent=parent, params=params, tags={"polyshot.kind": "baseline"}
+        key.rpartition("/")[2],
+        key=key,
+        parent=parent,
+        params=params,
+        tags={"polyshot.kind": "baseline"},
+        began=time.time() - sum(epoch.seconds for epoch in baseline.history),
     )
     for epoch in baseline.history:
         run.log_metrics(curve(epoch), step=epoch.number)

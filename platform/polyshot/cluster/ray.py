@@ -39,7 +39,7 @@ def ray_session(study: Study) -> Iterator[None]:
     It is the one that the caller has started, else the cluster at `scale.address` or RAY_ADDRESS, else an embedded one.
 
     Raises:
-        ResourceError: when the cluster cannot be reached, or the embedded one does not start.
+        ResourceError: when the cluster cannot be reached, or this machine has too few CPUs or does not start Ray.
     """
     if ray.is_initialized():
         yield
@@ -47,6 +47,8 @@ def ray_session(study: Study) -> Iterator[None]:
     # That a token was made for a Ray that only listens on this machine is nothing that the user could act on.
     logging.getLogger(_TOKEN_LOGGER).setLevel(logging.ERROR)
     address = study.scale.address or os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        _check_room(study)
     before = {name: os.environ.get(name) for name in _EMBEDDED}
     try:
         if address == "local":
@@ -64,6 +66,17 @@ def ray_session(study: Study) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _check_room(study: Study) -> None:
+    """Refuse at once what this machine cannot hold; what a cluster can is known when it is joined."""
+    scale, cpus = study.scale, os.cpu_count() or 1
+    workers, threads = scale.min_workers or scale.workers, scale.threads or 1
+    if workers > cpus // threads:
+        raise ResourceError(
+            f"scale.workers {workers} × scale.threads {threads} need more than the {cpus} CPUs of this machine; lower "
+            "scale.workers or scale.threads, or name a larger cluster in scale.address"
+        )
 
 
 def nodes() -> Sequence[Mapping[str, float]]:

@@ -166,6 +166,8 @@ class PackedTrials:
 
     def _advance(self, pack: Sequence[_Packed]) -> None:
         alive = list(pack)
+        for trial in alive:
+            self._recorder.on_trial_start(0, [], trial.handle)
         self._under_way = {trial.handle.trial_id for trial in alive}
         together = PackedRuns([trial.run for trial in alive]) if len(alive) > 1 else None
         while alive:

@@ -28,7 +28,7 @@ from polyshot.run_folder import RunFolder
 from polyshot.searching.objective import COST, Objective
 from polyshot.searching.protocol import ERROR, OBJECTIVES, STOPPED
 from polyshot.searching.ranking import ranked
-from polyshot.searching.searcher import EPOCHS, METRICS, START, VALUES, TrialSearcher, was_stopped
+from polyshot.searching.searcher import EPOCHS, METRICS, START, VALUES, TrialSearcher, span, was_stopped
 from polyshot.searching.trainable import trial_folder
 from polyshot.study import Study
 from polyshot.study.search import IMPROVEMENT
@@ -110,6 +110,11 @@ class Recorder(tune.Callback):
 
     # --- what Tune calls ---------------------------------------------------------------------------------------------
 
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:  # noqa: ARG002
+        assert self._searcher is not None
+        self._searcher.on_trial_start(trial.trial_id)
+        self._run(self._number(trial))
+
     def on_trial_result(  # Tune passes all by name
         self,
         iteration: int,  # noqa: ARG002
@@ -120,7 +125,7 @@ class Recorder(tune.Callback):
     ) -> None:
         number = self._number(trial)
         last = self._logged.get(number, 0)
-        run = self._run(number, trial.config["values"])
+        run = self._run(number)
         if all(map(math.isfinite, result[OBJECTIVES])):
             # Before any other metric: MLflow's comparison of runs opens with the one that was logged first.
             run.log_metrics(self._named(result[OBJECTIVES]), step=result["epoch"])
@@ -184,8 +189,7 @@ class Recorder(tune.Callback):
         self._folder.set_status("running")
 
     def _on_end(self, number: int) -> None:
-        trial = self._optuna.get_trials(deepcopy=False)[number]
-        self._record_end(trial)
+        self._record_end(self._trial(number))
         self._keep_best(number)
         self.save_time()
         self._show()
@@ -194,7 +198,7 @@ class Recorder(tune.Callback):
         with _Once(self._optuna, f"trial-{trial.number:04d}") as is_new:
             if not is_new:
                 return
-            run = self._run(trial.number, trial.user_attrs.get(VALUES, {}))
+            run = self._run(trial.number)
             if START in trial.user_attrs:
                 run.set_tags({"polyshot.start": trial.user_attrs[START]})
             if metrics := validation_metrics(trial):
@@ -212,17 +216,19 @@ class Recorder(tune.Callback):
             elif was_stopped(trial):
                 status = "KILLED"
                 run.set_tags({"polyshot.stopped": trial.user_attrs[STOPPED]})
-            run.end(status)
+            run.end(status, span(trial)[1])
 
-    def _run(self, number: int, values: Mapping[str, Any]) -> Run:
+    def _run(self, number: int) -> Run:
         if number not in self._runs:
-            name = self._names.run(number)
+            trial, name = self._trial(number), self._names.run(number)
             self._runs[number] = self._tracker.start_run(
                 name,
                 key=f"{self._folder.key}/{name.replace(' ', '-')}",
                 parent=self._parent,
-                params=values,  # all that was searched, also where it is the study's own value: compared runs show it
+                # All that was searched, also where it is the study's own value: compared runs show it.
+                params=trial.user_attrs.get(VALUES, {}),
                 tags={"polyshot.kind": self._names.kind},
+                began=span(trial)[0],
             )
         return self._runs[number]
 
@@ -291,6 +297,9 @@ class Recorder(tune.Callback):
 
     def _ended(self) -> list[FrozenTrial]:
         return [trial for trial in self._optuna.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+    def _trial(self, number: int) -> FrozenTrial:
+        return self._optuna.get_trials(deepcopy=False)[number]
 
     def _number(self, trial: Trial) -> int:
         assert self._searcher is not None

@@ -30,6 +30,7 @@ from polyshot.study import Study
 # User attributes of Optuna's trials, beside ERROR and STOPPED: the trial's values by dotted key, the metrics of the
 # epoch that was kept, and how many epochs it was trained.
 VALUES, METRICS, EPOCHS = "values", "metrics", "epochs"
+BEGAN = "began"  # Unix seconds; a trial may have been asked for long before
 START = "start"  # and where the trial comes from, if it was to start the search
 
 _OPTUNA_STUDY = "search"
@@ -208,6 +209,12 @@ class TrialSearcher(OptunaSearch):
         self._begun += 1
         return self._study.ask()
 
+    def on_trial_start(self, trial_id: str) -> None:
+        """The trial's training begins, or goes on after an earlier process died."""
+        trial = self._ot_trials[trial_id]
+        if BEGAN not in trial.user_attrs:
+            trial.set_user_attr(BEGAN, time.time())
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._report(self._ot_trials[trial_id], result)
 
@@ -268,6 +275,14 @@ class TrialSearcher(OptunaSearch):
 def begun(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that have begun: all but those that are to start the search and have not been asked for."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+
+
+def span(trial: FrozenTrial) -> tuple[float, float]:
+    """When the trial began and ended, in Unix seconds; the end is NaN while it runs."""
+    asked, ended = trial.datetime_start, trial.datetime_complete
+    # A trial whose values made no study ended before it began.
+    began = trial.user_attrs.get(BEGAN) or (asked.timestamp() if asked else math.nan)
+    return began, ended.timestamp() if ended else math.nan
 
 
 def was_stopped(trial: FrozenTrial) -> bool:

@@ -50,6 +50,7 @@ from polyshot.searching.searcher import (
     TrialSearcher,
     begun,
     open_study,
+    span,
     was_stopped,
 )
 from polyshot.searching.space import TrialValues, build_space
@@ -314,6 +315,7 @@ def trials_table(optuna_study: optuna.Study, objective: Objective) -> pd.DataFra
         failed = trial.state == TrialState.FAIL
         objectives = dict(zip(objective.names, trial.values or [math.nan] * len(objective.names), strict=True))
         costs = {name: attributes.get(METRICS, {}).get(f"{COST}{name}") for name in objective.costs}
+        began, ended_at = span(trial)
         rows.append(
             {
                 "number": trial.number,
@@ -322,7 +324,7 @@ def trials_table(optuna_study: optuna.Study, objective: Objective) -> pd.DataFra
                 **({"feasible": bool(trial.values) and is_feasible(trial)} if objective.bounds else {}),
                 **objectives,
                 "epochs": attributes.get(EPOCHS, 0),
-                "seconds": trial.duration.total_seconds() if trial.duration else math.nan,
+                "seconds": ended_at - began,
                 **attributes.get(VALUES, {}),
                 **{name: value for name, value in validation_metrics(trial).items() if name not in objectives},
                 **{name: value for name, value in costs.items() if name not in objectives},

@@ -62,6 +62,17 @@ class Study(Section):
         kind = {"sinusoids": "regression", "classes": "multiclass"}.get(episodes) if episodes else None
         return {"data": {"source": EPISODES}, "tasks": {EPISODES: {"kind": kind}}, **values} if kind else values
 
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_a_folder(cls, storage: str) -> str:
+        scheme, mark, _ = storage.partition("://")
+        if mark:
+            raise ValueError(
+                f"'{scheme}://…' is an address, and runs need a folder, whose files are locked and replaced in place; "
+                "mount the store and give the folder's path (tables may have an address: data.source)"
+            )
+        return storage
+
     @field_validator("tasks")
     @classmethod
     def _weights_are_a_simplex(cls, tasks: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, ClassVar
 
+from polyshot.errors import TrackingError
 from polyshot.tracking.store import Store
 from polyshot.tracking.writer import IMPORT_SETTINGS, write
 
@@ -72,11 +73,12 @@ def start_writer(spool: Path, store: Store, log: IO[bytes]) -> Writer:
 
     Raises:
         OSError: when the process cannot be started.
+        TrackingError: when the current folder is gone, where relative paths of MLflow's settings would start.
     """
     job = {
         "spool": str(spool),
         "store": asdict(store) | {"artifacts": str(store.artifacts)},
-        "folder": str(Path.cwd()),
+        "folder": _current_folder(),
         "environment": dict(os.environ),
     }
     ours, theirs = socket.socketpair()
@@ -86,6 +88,16 @@ def start_writer(spool: Path, store: Store, log: IO[bytes]) -> Writer:
     message = json.dumps(job).encode()
     ours.sendall(len(message).to_bytes(_NUMBER) + message)
     return Writer(ours)
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        raise TrackingError(
+            "the folder in which this command was started is gone (deleted, or a job's that its node cleared away); "
+            "give the same command again from a folder that stays, or submit the job again"
+        ) from None
 
 
 class _Launcher:

@@ -88,8 +88,12 @@ class Run:
         """Log a model folder, as `saved_model.save_model` writes it, as the run's model."""
         self._tracker._emit("model", self.key, file=self._tracker._spool.keep(Path(folder), "model"))
 
-    def end(self, status: Status = "FINISHED") -> None:
-        self._tracker._emit("end", self.key, status=status)
+    def end(self, status: Status = "FINISHED", ended: float | None = None) -> None:
+        """
+        Args:
+            ended: when the run did, in Unix seconds; by default now.
+        """
+        self._tracker._emit("end", self.key, status=status, **_at(ended))
 
 
 class Tracker:
@@ -125,11 +129,13 @@ class Tracker:
         parent: Run | None = None,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
+        began: float | None = None,
     ) -> Run:
         """Start a run, or take up the one that was started under this key before.
 
         Args:
             key: names the run within the study, such as `search-1/trial-0007`; the same when it is resumed.
+            began: when what is recorded began, in Unix seconds; by default now.
         """
         if not re.fullmatch(KEY, key):
             raise ValueError(f"a run's key is of letters, digits, ' ', '_', '.', '/' and '-', got {key!r}")
@@ -140,6 +146,7 @@ class Tracker:
             parent=parent.key if parent else None,
             params=_texts(params or {}),
             tags=_texts(tags or {}),
+            **_at(began),
         )
         return Run(self, name, key)
 
@@ -212,6 +219,11 @@ class Tracker:
             return None
         reason = state.trouble or f"{self.store.shown} did not take them in time"
         return Outcome(kept, rejected, self._folder, reason)
+
+
+def _at(seconds: float | None) -> dict[str, int]:
+    """An event's own time in place of the moment of its emission."""
+    return {} if seconds is None else {"time": round(seconds * 1000)}
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:

@@ -61,6 +61,7 @@ def prepare_mlflow(store: Store) -> Store:
     for name, seconds in PATIENCE.items():
         os.environ.setdefault(name, seconds)
     os.environ |= IMPORT_SETTINGS
+    os.environ["MLFLOW_UV_AUTO_DETECT"] = "false"  # a model would take the current folder's lock file along
     os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

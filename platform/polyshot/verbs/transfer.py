@@ -7,6 +7,7 @@ repetition. Trainings are kept: an interrupted comparison, or one with another m
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -240,7 +241,7 @@ def conclude(
     write_table(folder.path / _TABLE, table)
     write_json(folder.path / _CHOICE, {"recommended": best, "method": chosen.name})
 
-    _log(study, table, recording)
+    _log(study, table, outcomes, recording)
     parent.set_tags({f"recommended.{budget}": method for budget, method in best.items()})
     parent.set_tags({"polyshot.method": chosen.name})
     for name in (_TABLE, _CHOICE):
@@ -276,8 +277,8 @@ def _chosen(study: Study, trials: Sequence[Trial], outcomes: Sequence[Outcome], 
     return max((pair for pair in pairs if pair[1].method in allowed), key=lambda pair: improvement(pair[1]))[0]
 
 
-def _log(study: Study, table: pd.DataFrame, recording: Recording) -> None:
-    """One child run per method, with its metrics by the number of labels, and the largest budget's on the parent."""
+def _log(study: Study, table: pd.DataFrame, outcomes: Sequence[Outcome], recording: Recording) -> None:
+    """One child run per method, with its metrics by the number of labels; it lasts as long as its trainings did."""
     for method, rows in table.groupby("method", sort=False):
         settings = study.transfer.methods.get(str(method))
         params = {} if settings is None else {f"transfer.{key}": value for key, value in settings.model_dump().items()}
@@ -287,6 +288,7 @@ def _log(study: Study, table: pd.DataFrame, recording: Recording) -> None:
             parent=recording.run,
             params=params,
             tags={"polyshot.kind": "baseline" if method == SCRATCH else "method"},
+            began=time.time() - sum(outcome.seconds for outcome in outcomes if outcome.method == method),
         )
         for row in rows.to_dict(orient="records"):
             _log_row(child, row)
