@@ -371,7 +371,8 @@ class NoisyInTraining(Tapered):
 def scheme_of(scheme: str, encoder: type[nn.Module]) -> nn.Module:
     study, _ = make(scheme, [1, 3, 2])
     torch.manual_seed(0)
-    return build_sharing(study, EncoderFactory(encoder, INPUTS, "nets:Mine")).double()
+    factory = EncoderFactory(encoder, INPUTS, "nets:Mine")
+    return build_sharing(study.model.sharing, list(study.tasks), factory).double()
 
 
 @every_scheme
@@ -404,5 +405,6 @@ def test_an_encoder_without_layers_works_or_is_told_how_to_say_them(scheme, enco
 def test_more_layers_than_the_users_encoder_has_are_refused(scheme, place):
     study, _ = make(scheme, [1, 3, 2], depth=9)
     asked = {"model.sharing.levels": 7} if scheme == "ple" else {"model.sharing.depths.t0": 7}
+    changed = study.with_values(asked)
     with pytest.raises(StudyError, match=rf"model.sharing.{place}: .*7.* 3"):
-        build_sharing(study.with_values(asked), EncoderFactory(Tapered, INPUTS, "nets:Mine"))
+        build_sharing(changed.model.sharing, list(changed.tasks), EncoderFactory(Tapered, INPUTS, "nets:Mine"))

@@ -422,11 +422,78 @@ def test_a_source_that_knows_none_of_the_columns_is_refused(source: Source, targ
         source.reading(renamed, target.study)
 
 
-def test_a_source_without_one_encoder_is_refused(source: Source) -> None:
-    own = source.saved.study.with_values({"model.sharing.kind": "mmoe"})
-    model = build_model(own, len(source.saved.features.names), source.saved.targets)
-    with pytest.raises(RunError, match="share by 'mmoe'"):
-        Source("mixture", replace(source.saved, study=own, model=model), own)
+# --- sources whose tasks do not all read the same --------------------------------------------------------------------
+
+SCHEMES: dict[str, dict[str, Any]] = {
+    "soft": {},
+    "grouped": {"groups": [["area"], ["malignant"]]},
+    "hierarchical": {"depths": {"area": 1}},
+    "cross_stitch": {},
+    "attention": {},
+    "mmoe": {"experts": 2},
+    "cgc": {},
+    "ple": {},
+}
+
+
+def sharing_source(source: Source, kind: str, task: str = "malignant", **encoder: Any) -> Source:
+    """The source with another sharing scheme, and weights that differ from task to task."""
+    own = source.saved.study.with_values(
+        {"model.sharing": {"kind": kind} | SCHEMES[kind], **{f"model.encoder.{key}": v for key, v in encoder.items()}}
+    )
+    model = build_model(own, source.saved.features.layout, source.saved.targets).eval()
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.add_(0.2 * torch.rand(value.shape, generator=torch.Generator().manual_seed(value.numel())))
+    return Source(kind, replace(source.saved, study=own, model=model), source.study, task)
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_what_a_task_s_head_reads_is_transferred(kind: str, source: Source, target: TargetData, tmp_path) -> None:
+    """Predictions are the source's at the start, and what is trained from there is saved like any other."""
+    shared = sharing_source(source, kind, normalisation="batch")
+    assert len(shared.readers) == 1 and len(shared.notes(target.table, target.study)) == 1
+    own = Problem.of(target, Sources(shared), 40, 0)
+    start = started("fine_tuning", own)
+    outputs = start.model.eval()(start.prepared.test.features)[:, start.model.layout.columns[0]]
+    test = target.table.iloc[target.own.rows["test"]]
+    expected = shared.saved.predict(test)["malignant_probability"]
+    np.testing.assert_allclose(torch.sigmoid(outputs)[:, 0].detach(), expected, atol=1e-6)
+    other = Source(kind, shared.saved, shared.study, "area")
+    rows = start.prepared.test.features
+    assert not torch.allclose(other.encoder.eval()(rows), shared.encoder.eval()(rows))
+    assert other.digest != shared.digest
+
+    run = trained(started("fine_tuning", own), own)
+    write_model(tmp_path / "model", run.saved_model(), run.prepared.example)
+    again = SavedModel.load(tmp_path / "model").predict(test)["malignant_probability"]
+    np.testing.assert_allclose(again, run.judged(run.prepared.test)[0]["malignant"], atol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["soft", "mmoe"])
+@pytest.mark.parametrize("kind", ["linear_probe", "knn", "l2_sp", "adapters", "distillation", "mixed", "selective"])
+def test_methods_take_an_encoder_of_one_task_and_a_mixture(kind: str, scheme: str, source: Source, target) -> None:
+    own = Problem.of(target, Sources(sharing_source(source, scheme)), 40, 0)
+    short = replace(own, study=own.study.with_values({"training.epochs": 1}))
+    run = trained(started(kind, short), short)
+    saved_model = run.saved_model()
+    test = target.table.iloc[target.own.rows["test"]]
+    found = saved_model.predict(test)["malignant_probability"]
+    np.testing.assert_allclose(found, run.judged(run.prepared.test)[0]["malignant"], atol=1e-5)
+
+
+def test_an_encoder_of_one_task_has_its_layers(source: Source, target: TargetData) -> None:
+    shared = sharing_source(source, "soft")
+    own = Problem.of(target, Sources(shared), 40, 0)
+    run = trained(started("fine_tuning", own, layers=1), own)
+    before, after = layers_of(shared.encoder), layers_of(run.saved_model().model.sharing.encoder)
+    assert [torch.equal(weights_of(a), weights_of(b)) for a, b in zip(before, after, strict=True)] == [True, False]
+
+
+def test_a_task_that_the_source_has_not_is_named(source: Source) -> None:
+    with pytest.raises(RunError, match="has no task 'malignent'; name one of area, malignant. Did you"):
+        sharing_source(source, "soft", "malignent")
 
 
 # --- several labels --------------------------------------------------------------------------------------------------

@@ -85,5 +85,5 @@ def build_model(study: Study, inputs: int | InputLayout, targets: Sequence[Targe
     encoders = EncoderFactory(lambda: build_encoder(study, inputs), inputs, study.model.encoder.kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
-        sharing = build_sharing(study, encoders)
+        sharing = build_sharing(study.model.sharing, list(study.tasks), encoders)
         return MultiTaskModel(sharing, build_heads(sharing.outputs, targets, 1 + layout_of(inputs).words))

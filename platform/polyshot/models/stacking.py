@@ -40,6 +40,10 @@ class Stacked(nn.Module, ABC):
             length = len(parameter) // self.copies
             yield Rows(parameter, slice(copy * length, (copy + 1) * length))
 
+    def state_of(self, copy: int) -> dict[str, Tensor]:
+        """The state of one copy, as a module that stands alone takes it."""
+        return {name: value[copy] for name, value in self.state_dict().items()}
+
     def by_copy(self) -> Iterator[Tensor]:
         """Every parameter as [N, P], one row for each copy."""
         for parameter in self.parameters():
@@ -146,6 +150,10 @@ class StackedBatchNorm(Stacked):
         channels = _expanded(inputs, self.copies, shared).transpose(0, 1)  # [B, N, H]
         return self.norm(channels.flatten(1)).unflatten(1, channels.shape[1:]).transpose(0, 1)
 
+    def state_of(self, copy: int) -> dict[str, Tensor]:
+        joined = self.norm.state_dict().items()
+        return {name: value.chunk(self.copies)[copy] if value.dim() else value for name, value in joined}
+
 
 class Elementwise(Stacked):
     """A module without parameters that treats every number alone, such as an activation or dropout."""
@@ -162,14 +170,20 @@ class Elementwise(Stacked):
 class StackedSequential(Stacked):
     """Stages one after another, each of N copies."""
 
-    def __init__(self, stages: Sequence[Stacked], copies: int):
+    def __init__(self, stages: Sequence[Stacked], copies: int, name: str = ""):
+        """`name`: of the stages in the modules that were stacked, where they are an attribute."""
         super().__init__(copies)
         self.stages = nn.ModuleList(stages)
+        self._prefix = f"{name}." if name else ""
 
     def forward(self, inputs: Tensor, *, shared: bool) -> Tensor:
         for stage in self.stages:
             inputs, shared = stage(inputs, shared=shared), False
         return _expanded(inputs, self.copies, shared)
+
+    def state_of(self, copy: int) -> dict[str, Tensor]:
+        states = [stage.state_of(copy) for stage in self.stages]  # type: ignore[operator]
+        return {f"{self._prefix}{i}.{name}": value for i, state in enumerate(states) for name, value in state.items()}
 
     def rows(self, copy: int) -> Iterator[Rows]:
         for stage in self.stages:
@@ -189,6 +203,9 @@ class SideBySide(Stacked):
 
     def forward(self, inputs: Tensor, *, shared: bool) -> Tensor:
         return torch.stack([module(inputs if shared else inputs[copy]) for copy, module in enumerate(self.each)])
+
+    def state_of(self, copy: int) -> dict[str, Tensor]:
+        return self.each[copy].state_dict()
 
     def rows(self, copy: int) -> Iterator[Rows]:
         for parameter in self.each[copy].parameters():

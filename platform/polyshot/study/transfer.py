@@ -177,6 +177,11 @@ class Transfer(Section):
         description="What to transfer from: a run, as `polyshot predict` finds it, or a study file (relative to this "
         "one), which is trained first where no run of it is there.",
     )
+    source_task: str | None = Field(
+        None,
+        description="A task of the source: what its head reads is transferred, where not all tasks read the same "
+        "(sharing of another kind than `hard`). By default the first of this study's tasks that it has, or its first.",
+    )
     methods: dict[Annotated[str, Field(pattern=NAME)], TransferKind] = Field(
         {"fine_tuning": FineTuning(), "linear_probe": LinearProbe(kind="linear_probe")},
         min_length=1,

@@ -136,8 +136,7 @@ class Wrapped(nn.Module, ABC):
 
 def with_source_encoder(study: Study, source: Source) -> Study:
     """The study with the source's encoder in place of its own."""
-    encoder = source.saved.study.model.encoder.model_dump(mode="json")
-    return study.with_values({"model.encoder": encoder, "model.sharing": {"kind": "hard"}})
+    return study.with_values({"model.encoder": source.encoder_section, "model.sharing": {"kind": "hard"}})
 
 
 def from_source(study: Study, source: Source, inputs: InputLayout, targets: Sequence[Target]) -> MultiTaskModel:
@@ -170,10 +169,13 @@ def take_heads(heads: Heads, targets: Sequence[Target], source: Source, pairs: I
     """Give tasks the source's heads; of regression tasks, so that predictions in own units stay.
 
     Args:
-        pairs: places of the same task in `targets` and in the source.
+        pairs: places of the same task in `targets` and in the source. Those whose heads read something else than what
+            is transferred are left fresh.
     """
     theirs = source.saved.model.heads
     for place, other in pairs:
+        if other not in source.readers:
+            continue
         mine, old = targets[place], source.saved.targets[other]
         rows, from_rows = heads.weights.columns[place], theirs.weights.columns[other]
         weight, bias = theirs.linear.weight[from_rows], theirs.linear.bias[from_rows]

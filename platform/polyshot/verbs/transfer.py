@@ -155,7 +155,7 @@ def find_sources(study: Study, progress: Progress = SILENT) -> Sources:
 
     Raises:
         StudyError: when it names no source.
-        RunError: when there is no such run, or its tasks have no one encoder.
+        RunError: when there is no such run, or it has no task `transfer.source_task`.
     """
     from polyshot.transfer.problem import Sources
 
@@ -167,17 +167,20 @@ def find_sources(study: Study, progress: Progress = SILENT) -> Sources:
     teachers = {own.teacher for own in methods if isinstance(own, Distillation) and own.teacher is not None}
     learners = {own.run for own in methods if isinstance(own, MetaLearned)}
     return Sources(
-        find_source(settings.source, study, progress),
+        find_source(settings.source, study, progress, task=settings.source_task),
         {name: find_source(name, study, progress) for name in sorted(teachers)},
         {name: _learner(name, study) for name in sorted(learners)},
     )
 
 
-def find_source(name: str, study: Study, progress: Progress = SILENT) -> Source:
+def find_source(name: str, study: Study, progress: Progress = SILENT, *, task: str | None = None) -> Source:
     """The trained model that `name` stands for in `study`: as `transfer.source`.
 
+    Args:
+        task: as `transfer.source_task`.
+
     Raises:
-        RunError: when there is no such run, or its tasks have no one encoder.
+        RunError: when there is no such run, or it has no such task.
     """
     from polyshot.saved_model import SavedModel
     from polyshot.transfer.source import Source
@@ -185,9 +188,11 @@ def find_source(name: str, study: Study, progress: Progress = SILENT) -> Source:
 
     if not name.endswith((".yaml", ".yml")):
         saved = SavedModel.load(find_model(name, study.storage_folder.parent))
-        return Source(name, saved, study.with_tree(saved.study.to_dict()))
-    origin = Study.load(study.folder / name)
-    return Source(name, SavedModel.load(_trained(origin, progress) / "model"), origin)
+        origin = study.with_tree(saved.study.to_dict())
+    else:
+        origin = Study.load(study.folder / name)
+        saved = SavedModel.load(_trained(origin, progress) / "model")
+    return Source(name, saved, origin, task or next((own for own in study.tasks if own in saved.study.tasks), None))
 
 
 def _trained(study: Study, progress: Progress) -> Path:

@@ -23,7 +23,7 @@ def rank_sources(
         table: the study's rows, in place of `data.source`.
 
     Raises:
-        RunError: when there is no such run, or its tasks have no one encoder.
+        RunError: when there is no such run.
         DataError: when the rows cannot be read, or share no column with a source.
     """
     from polyshot.transfer.problem import TargetData

@@ -65,7 +65,7 @@ class EncoderFactory:
     def _stacked(self, encoders: Sequence[nn.Module]) -> Stacked:
         if self._known[1] is None:
             return stack(encoders)
-        return StackedSequential(_stack_blocks(encoders), len(encoders))
+        return StackedSequential(_stack_blocks(encoders), len(encoders), "blocks")
 
     def stacked_layers(self, copies: int, scheme: str) -> list[Stacked]:
         """The layers of encoders side by side, each [B, in] or [N, B, in] → [N, B, out].

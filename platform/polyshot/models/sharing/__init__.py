@@ -7,6 +7,8 @@ case below.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from polyshot.models.encoders.factory import EncoderFactory
 from polyshot.models.sharing.attention import AttentionSharing
 from polyshot.models.sharing.base import SharingScheme
@@ -18,18 +20,18 @@ from polyshot.models.sharing.hierarchical import HierarchicalSharing
 from polyshot.models.sharing.mmoe import MMoE
 from polyshot.models.sharing.ple import PLE
 from polyshot.models.sharing.soft import SoftSharing
-from polyshot.study import Study
+from polyshot.study.model import Sharing
 
 __all__ = ["SharingScheme", "build_sharing"]
 
 
-def build_sharing(study: Study, encoders: EncoderFactory) -> SharingScheme:
-    """The study's sharing scheme with fresh weights.
+def build_sharing(settings: Sharing, names: Sequence[str], encoders: EncoderFactory) -> SharingScheme:
+    """A study's sharing scheme with fresh weights, for the tasks of these names.
 
     Raises:
         StudyError: when the scheme asks for layers that the encoder does not have.
     """
-    settings, tasks = study.model.sharing, len(study.tasks)
+    tasks = len(names)
     match settings.kind:
         case "hard":
             return HardSharing(encoders)
@@ -38,10 +40,9 @@ def build_sharing(study: Study, encoders: EncoderFactory) -> SharingScheme:
         case "cross_stitch":
             return CrossStitch(encoders, tasks, settings.own_share)
         case "hierarchical":
-            return HierarchicalSharing(encoders, [settings.depths.get(task) for task in study.tasks])
+            return HierarchicalSharing(encoders, [settings.depths.get(name) for name in names])
         case "grouped":
-            number = {task: place for place, task in enumerate(study.tasks)}
-            return GroupedSharing(encoders, [[number[task] for task in group] for group in settings.groups])
+            return GroupedSharing(encoders, [[names.index(name) for name in group] for group in settings.groups])
         case "attention":
             return AttentionSharing(encoders, tasks)
         case "mmoe":

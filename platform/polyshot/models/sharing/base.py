@@ -28,6 +28,14 @@ class SharingScheme(nn.Module, ABC):
         """The scheme's term of the loss [], which is added to the balanced task losses."""
         return torch.zeros(())
 
+    def reads(self, task: int) -> int:
+        """Equal for the tasks whose heads read the same representation."""
+        return task
+
+    def encoder_state(self, task: int) -> dict[str, Tensor] | None:  # noqa: ARG002 - here no task has one
+        """The state of the one encoder that the task's head reads; None where it reads what several make together."""
+        return None
+
     def own(self, task: int) -> Iterator[Rows]:  # noqa: ARG002 - here no task has any
         """The parameters that only `task` trains; tasks are numbered in the order of the study."""
         yield from ()

@@ -39,6 +39,13 @@ class GroupedSharing(SharingScheme):
         representations = [stacked(features, shared=True) for stacked in self.encoders]
         return torch.cat(representations)[self._encoder_of_task]
 
+    def reads(self, task: int) -> int:
+        return int(self._encoder_of_task[task])
+
+    def encoder_state(self, task: int) -> dict[str, Tensor]:
+        states = [some.state_of(copy) for some in self.encoders for copy in range(some.copies)]  # type: ignore[operator, arg-type]
+        return states[self.reads(task)]
+
     def own(self, task: int) -> Iterator[Rows]:
         """The encoder of a group of one."""
         if task in self._alone:

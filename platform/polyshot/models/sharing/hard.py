@@ -22,3 +22,9 @@ class HardSharing(SharingScheme):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.encoder(features)
+
+    def reads(self, task: int) -> int:  # noqa: ARG002 - all read the same
+        return 0
+
+    def encoder_state(self, task: int) -> dict[str, Tensor]:  # noqa: ARG002 - as above
+        return self.encoder.state_dict()

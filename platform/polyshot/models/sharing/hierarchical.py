@@ -87,6 +87,9 @@ class HierarchicalSharing(SharingScheme):
             return read[0]
         return Mixture(torch.stack(tuple(read)), self._choice.expand(-1, len(read[0]), -1))
 
+    def reads(self, task: int) -> int:
+        return self._depths[task]
+
     def own(self, task: int) -> Iterator[Rows]:
         """The layers that are above all other tasks'."""
         others = [depth for other, depth in enumerate(self._depths) if other != task]

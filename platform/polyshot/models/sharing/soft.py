@@ -38,5 +38,8 @@ class SoftSharing(SharingScheme):
         distances = [(theta - theta.mean(0)).square().sum() for theta in self.encoders.by_copy()]
         return self._strength / self.encoders.copies * torch.stack(distances).sum()
 
+    def encoder_state(self, task: int) -> dict[str, Tensor]:
+        return self.encoders.state_of(task)
+
     def own(self, task: int) -> Iterator[Rows]:
         return self.encoders.rows(task)

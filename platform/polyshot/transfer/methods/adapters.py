@@ -76,7 +76,7 @@ class AdaptedEncoder(nn.Module):
 
 def prepare(settings: Adapters, problem: Problem) -> Start:
     source, targets = problem.source, problem.targets
-    options = {"encoder": source.saved.study.model.encoder.model_dump(mode="json"), "width": settings.width}
+    options = {"encoder": source.encoder_section, "width": settings.width}
     kind = f"{AdaptedEncoder.__module__}:{AdaptedEncoder.__qualname__}"
     study = plainly_weighed(with_source_encoder(tuned(problem.study, settings), source))
     study = study.with_values({"model.encoder": {"kind": kind, "options": options}})

@@ -94,7 +94,7 @@ def prepare(settings: NearestNeighbours, problem: Problem) -> Start:
     study = with_source_encoder(problem.study, source)
     columns = build_model(study, inputs, targets).layout.columns
     options = {
-        "encoder": source.saved.study.model.encoder.model_dump(mode="json"),
+        "encoder": source.encoder_section,
         "rows": len(rows),
         "neighbours": settings.neighbours,
         "tasks": [

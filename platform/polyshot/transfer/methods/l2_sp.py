@@ -48,8 +48,8 @@ def prepare(settings: L2SP, problem: Problem) -> Start:
         if not name.startswith("heads.")
     }
     kept = torch.zeros(model.heads.weights.width, 1, dtype=torch.bool)
-    for task, _ in shared_tasks(problem.targets, problem.source):
-        kept[model.heads.weights.columns[task]] = True
+    for task, other in shared_tasks(problem.targets, problem.source):
+        kept[model.heads.weights.columns[task]] = other in problem.source.readers
     for name, parameter in model.heads.linear.named_parameters(prefix="heads.linear"):
         rows = kept if parameter.dim() == 2 else kept[:, 0]
         pulled[name] = (parameter.detach() * rows, torch.where(rows, alpha, beta))
