@@ -90,6 +90,14 @@ def test_rows_and_columns_by_copy_are_each_copys_parameters(modules):
             assert torch.equal(torch.cat([parameters[index] for parameters in by_copy]), values)
 
 
+def test_each_copy_has_the_state_that_it_has_alone(modules):
+    alone, together, _ = modules
+    for copy_, module in enumerate(alone):
+        state = module.state_dict()
+        assert list(together.state_of(copy_)) == list(state)
+        assert all(torch.equal(together.state_of(copy_)[name], value) for name, value in state.items())
+
+
 def test_copies_drop_units_of_their_own():
     dropout = stack([nn.Dropout(0.5) for _ in range(COPIES)])
     first, second, third = dropout(torch.ones(50, 8), shared=True)
