@@ -55,6 +55,18 @@ def test_every_study_of_a_page_is_valid(page):
             assert Study.from_dict(values).name == values["name"]
 
 
+def test_every_example_is_valid_and_begins_with_its_command():
+    from polyshot.study import Study
+
+    files = sorted((ROOT / "examples").glob("*/*.yaml"))
+    for path in files:
+        study = Study.load(path)
+        head, _, _ = path.read_text(encoding="utf-8").partition("\nname:")
+        assert re.search(rf"^#.*polyshot [\w-]+ examples/{path.parent.name}/\w+\.yaml", head, re.MULTILINE), path
+        assert study.transfer.source is None or (path.parent / study.transfer.source).exists(), path
+    assert len(files) > 10
+
+
 def test_every_page_is_in_the_site_s_contents():
     contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r"[\w/-]+\.md", contents))
