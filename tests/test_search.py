@@ -468,7 +468,7 @@ def test_trials_of_several_workers_are_stopped_early_and_give_everything_back(tm
     assert left == []
 
 
-RAY_S_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+RAY_S_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
 
 
 def left_behind(folder: Path, processors: float) -> list[str]:
