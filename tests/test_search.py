@@ -311,6 +311,7 @@ def test_a_search_of_several_objectives_gives_those_that_none_beats_and_one_that
             "search.space": {"model.encoder.width": {"choice": [2, 8, 12, 100]}},
             "search.sampler": "random",
             "search.trials": 8,
+            "search.concurrency": 1,  # a process less to start
             "search.confirm": {"top": 1, "seeds": 2},
             "training.epochs": 3,
         },
@@ -401,6 +402,7 @@ def test_a_search_all_of_whose_trials_fail_says_why(tmp_path):
             "search.space": {"training.optimiser.learning_rate": {"low": 1e25, "high": 1e30, "log": True}},
             "search.objective": "price/rmse",
             "search.trials": 2,
+            "search.concurrency": 1,
             "training.optimiser": {"kind": "sgd"},
         },
     )

@@ -24,7 +24,13 @@ from polyshot.transfer.trials import trials_of
 from polyshot.verbs.transfer import find_sources
 from polyshot.verbs.transfer_search import TransferLearning, _refusal, transfer_search
 
-SMALL = {"training.epochs": 2, "transfer.seeds": 1, "search.spaces": ["transfer"], "search.trials": 4}
+SMALL = {
+    "training.epochs": 2,
+    "transfer.seeds": 1,
+    "search.spaces": ["transfer"],
+    "search.trials": 4,
+    "search.concurrency": 1,
+}
 
 
 @pytest.fixture(scope="module")
