@@ -575,3 +575,64 @@ def test_a_search_that_is_killed_and_then_interrupted_goes_on_and_repeats_no_tri
     for steps in curves(study).values():
         assert len(steps) == len(set(steps))
         assert steps[-1] == 200
+
+
+# --- trials that copy each other, or get more labels -----------------------------------------------------------------
+
+
+def test_a_population_s_model_is_that_of_its_schedule_and_every_record_says_so(tmp_path):
+    from polyshot.training.changing import train_changing
+    from polyshot.training.loop import TrainingRun
+    from polyshot.verbs.compare import compare
+
+    rate = "training.optimiser.learning_rate"
+    study = make(
+        tmp_path, search__scheduler="pbt", search__trials=4, search__grace_epochs=2, training__epochs=8,
+        search__spaces=["task_weights"], search__space={rate: {"low": 1e-4, "high": 1e-1, "log": True}},
+    )  # fmt: skip
+    result = search(study)
+    trials = result.trials.set_index("number")
+    assert (trials["state"] == "finished").all() and (trials["epochs"] == 8).all()
+    copied = trials["copied"].dropna()
+    assert len(copied) >= 1 and copied.str.fullmatch(r"trial \d after epoch [246](, trial \d after epoch [246])*").all()
+
+    schedules = pd.read_csv(result.folder / "schedules.csv")
+    own = schedules[schedules["number"] == copied.index[0]]
+    assert own["from_epoch"].iloc[0] == 1 and len(own) > 1
+    assert own["trained_by"].iloc[-1] == copied.index[0] != own["trained_by"].iloc[-2]
+    assert own["tasks.price.weight"].iloc[-1] == pytest.approx(trials.loc[copied.index[0], "tasks.price.weight"])
+    values = own.drop(columns=["number", "trained_by"]).set_index("from_epoch")
+    studies = {epoch: study.with_values(row) for epoch, row in values.to_dict(orient="index").items()}
+    alone = train_changing(studies, lambda changed: TrainingRun(changed, prepare(changed)))
+    assert trials.loc[copied.index[0], "price/rmse"] == pytest.approx(alone.best.metrics["val/price/rmse"], rel=1e-6)
+
+    runs = child_runs(study).set_index("run")
+    for number, row in trials.iterrows():
+        run = runs.loc[f"trial {number:04d}"]
+        assert run[f"value/{rate}"] == pytest.approx(row[rate])
+        assert run["val/price/rmse"] == pytest.approx(row["price/rmse"])
+    assert rate not in runs or runs.loc[runs["kind"] == "trial", rate].isna().all()
+    assert f"value/{rate}" in compare(study)
+    assert curves(study) == {number: list(range(1, 9)) for number in range(4)}
+    assert not (result.folder / "importances.csv").exists()
+    assert "How its model came about" in (result.folder / "report.html").read_text()
+    assert not list(result.folder.glob("polyshot-tune-*"))
+
+
+def test_with_labels_as_fidelity_trials_that_may_go_on_are_trained_on_all_of_them(tmp_path):
+    from polyshot.training.loop import TrainingRun
+
+    study = make(
+        tmp_path, search__fidelity="labels", search__trials=8, search__sampler="random", search__concurrency=1,
+        search__space={"training.optimiser.learning_rate": {"low": 1e-4, "high": 1e-1, "log": True}}, search__spaces=[],
+    )  # fmt: skip
+    result = search(study)
+    data = prepare(study)
+    labelled = int(data.train.mask.any(1).sum())
+    finished, stopped = (result.trials[result.trials["state"] == state] for state in ("finished", "stopped"))
+    assert (finished["labels"] == len(data.train)).all() and (finished["epochs"] == 3 * 4).all()
+    assert len(stopped) and set(stopped["labels"]) <= {round(labelled / 16), round(labelled / 4)}
+    run = TrainingRun(result.best_study, data)
+    *_, _last = run.epochs()
+    assert result.trials["price/rmse"].iloc[0] == pytest.approx(run.best.metrics["val/price/rmse"], rel=1e-6)
+    assert max(len(steps) for steps in curves(study).values()) == 12

@@ -14,7 +14,7 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from polyshot.errors import ResourceError
-from polyshot.searching.protocol import ERROR, OBJECTIVE, OBJECTIVES, STOPPED
+from polyshot.searching.protocol import ERROR, OBJECTIVE, OBJECTIVES, RESOURCE, STOPPED
 from polyshot.searching.scheduling import Plan, build_scheduler, plan_trials, replay, rungs
 from polyshot.searching.searcher import TrialSearcher, check_sampler, open_study
 from polyshot.searching.space import build_space
@@ -51,7 +51,7 @@ def searcher(base: Study, journal, **settings) -> TrialSearcher:
 
 
 def result(value: float, epoch: int, **more) -> dict:
-    return {OBJECTIVE: value, OBJECTIVES: [value], "epoch": epoch, "finished": False} | more
+    return {OBJECTIVE: value, OBJECTIVES: [value], "epoch": epoch, RESOURCE: epoch, "finished": False} | more
 
 
 def trials(journal, base: Study | None = None) -> list[optuna.trial.FrozenTrial]:
@@ -267,4 +267,4 @@ def test_a_scheduler_that_was_shown_earlier_trials_stops_a_worse_one(kind, direc
     for value, decision in ((0.1, TrialScheduler.STOP), (0.99, TrialScheduler.CONTINUE)):
         trial = Trial("new", stub=True, trial_id=f"new-{value}")
         scheduler.on_trial_add(None, trial)
-        assert scheduler.on_trial_result(None, trial, {"epoch": 5, OBJECTIVE: sign * value}) == decision
+        assert scheduler.on_trial_result(None, trial, {RESOURCE: 5, OBJECTIVE: sign * value}) == decision

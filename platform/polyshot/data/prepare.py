@@ -19,11 +19,12 @@ from polyshot.data.images import ImageReading
 from polyshot.data.inputs import InputLayout
 from polyshot.data.labels import LabelLayout
 from polyshot.data.pretrained import located
-from polyshot.data.split import SPLITS, WORDS, Rows, groups_of_rows, split_rows
+from polyshot.data.split import SPLITS, WORDS, Rows, groups_of_rows, interleaved, split_rows
 from polyshot.data.tables import Tables, read_tables
 from polyshot.data.targets import Target, fit_target
 from polyshot.data.text import TokenReading
 from polyshot.errors import DataError
+from polyshot.seeds import derive_seed
 from polyshot.study import Study
 from polyshot.study.data import Images
 from polyshot.study.model import ConvNet, CustomEncoder, TorchvisionModel, Transformer
@@ -75,6 +76,26 @@ class TrainingData:
     def labels(self) -> LabelLayout:
         """Which columns of labels and masks belong to which task."""
         return LabelLayout.of(self.targets)
+
+    def with_share(self, share: float, seed: int) -> TrainingData:
+        """The same with a share of the training rows that have a label, at least one; of 1, the same with all rows.
+
+        Rows are drawn in proportion from each combination of tasks that have a label and of their classes; those of a
+        smaller share are among those of a larger one.
+        """
+        if share == 1:
+            return self
+        train, labelled = self.train, self.labels.labelled(self.train.mask)
+        marks = [labelled.long()]
+        for target, own in zip(self.targets, self.labels.columns, strict=True):
+            if target.kind in ("binary", "multiclass"):
+                marks.append(train.targets[:, own].long().where(train.mask[:, own], -1))
+        random = np.random.default_rng(derive_seed(seed, "labels"))
+        rows = random.permutation(labelled.any(1).nonzero()[:, 0].numpy())
+        _, strata = np.unique(torch.cat(marks, 1).numpy()[rows], axis=0, return_inverse=True)
+        order, _ = interleaved(strata.reshape(-1), random)
+        some = torch.from_numpy(np.sort(rows[order[: max(1, round(share * len(rows)))]]))
+        return replace(self, train=Examples(train.features[some], train.targets[some], train.mask[some]))
 
 
 @dataclass(frozen=True)

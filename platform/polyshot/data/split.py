@@ -5,6 +5,8 @@ Called by `prepare`. It reads the group column and the labels it stratifies by, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -130,6 +132,24 @@ def groups_of_rows(table: pd.DataFrame, column: str) -> tuple[int, Rows]:
     texts = as_texts(table[column], f"data.group: the column '{column}'")
     groups, group_of_row = np.unique(texts.astype(str), return_inverse=True)
     return len(groups), group_of_row
+
+
+def interleaved(strata: NDArray[Any], random: np.random.Generator | None = None) -> tuple[Rows, Rows]:
+    """An order of the members [N], given by their stratum, of which every beginning has all strata in proportion.
+
+    Args:
+        random: places the first of each stratum, so that every member is as likely to be in a beginning (systematic
+            sampling); without it one of each stratum comes first, however small it is.
+
+    Returns:
+        The order, and each member's place within its stratum [N].
+    """
+    _, of_member, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    by_stratum = np.argsort(of_member, kind="stable")
+    within = np.empty(len(of_member), dtype=np.int64)
+    within[by_stratum] = np.arange(len(of_member)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    firsts = np.zeros(len(sizes)) if random is None else random.random(len(sizes))
+    return np.argsort((within + firsts[of_member]) / sizes[of_member], kind="stable"), within
 
 
 def _strata(table: pd.DataFrame, study: Study, origin: Rows) -> Rows:

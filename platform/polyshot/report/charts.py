@@ -20,7 +20,7 @@ from polyshot.report.words import number, percent, short_names
 _STYLES = ("solid", "dash", "dot", "dashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 _FIXED = (
-    *("number", "state", "front", "feasible", "epochs", "seconds", "start", "stopped", "error"),
+    *("number", "state", "front", "feasible", "epochs", "labels", "seconds", "start", "copied", "stopped", "error"),
     *("improvement", "worst_improvement", "parameters", "latency_ms", "training_seconds"),
 )
 _AXIS_WIDTH = 110  # CSS pixels between two axes of parallel coordinates
@@ -125,8 +125,12 @@ def searched_keys(trials: pd.DataFrame, objective: str) -> list[str]:
     return [str(name) for name in trials if name not in (*_FIXED, objective) and "/" not in str(name)]
 
 
-def search_history(trials: pd.DataFrame, objective: str, direction: str) -> Plot:
-    """The objective of each trial in the order of their numbers, and the best of the finished ones so far."""
+def search_history(trials: pd.DataFrame, objective: str, direction: str, confirmed: pd.DataFrame | None = None) -> Plot:
+    """The objective of each trial in the order of their numbers, and the best of the finished ones so far.
+
+    Args:
+        confirmed: as `confirmed_trials`.
+    """
     trials = trials.sort_values("number")
     data = []
     for state, symbol, colour in (("finished", "circle", "@0"), ("stopped", "circle-open", "@4")):
@@ -162,9 +166,40 @@ def search_history(trials: pd.DataFrame, objective: str, direction: str) -> Plot
         best = finished[objective].cummax() if direction == "maximize" else finished[objective].cummin()
         x, y = [*finished["number"], trials["number"].iloc[-1]], [*best, best.iloc[-1]]
         data.append(_line(x, y, "best so far", "@0", line={"shape": "hv"}, hoverinfo="skip"))
+    if confirmed is not None and len(confirmed):
+        data.append(_again(confirmed))
     layout = {"xaxis": {"title": {"text": "trial"}}, "yaxis": {"title": {"text": f"{objective}, validation"}}}
     words = f"{objective} on validation by trial; the best is {number(_best(trials, objective, direction))}."
     return Plot("How the search went", words, {"data": data, "layout": layout})
+
+
+def confirmed_trials(confirmed: pd.DataFrame, objective: str) -> pd.DataFrame:
+    """Of a table of `searching.confirmation`, the rows of trials that have an interval of this objective over seeds."""
+    if "validation_low" not in confirmed:  # of an earlier release
+        return confirmed[:0]
+    own = (confirmed["objective"] == objective) & confirmed["candidate"].ne("default")
+    return confirmed[own & confirmed["validation_low"].notna()]
+
+
+def _again(confirmed: pd.DataFrame) -> dict[str, Any]:
+    """Trials with new seeds: the mean, and its 95 % interval."""
+    mean = confirmed["validation"]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": f"again with {confirmed['seeds'].iloc[0]} new seeds, mean and 95 % interval",
+        "x": confirmed["candidate"].astype(int).tolist(),
+        "y": mean.tolist(),
+        "error_y": {
+            "type": "data",
+            "symmetric": False,
+            "array": (confirmed["validation_high"] - mean).tolist(),
+            "arrayminus": (mean - confirmed["validation_low"]).tolist(),
+            "color": "@2",
+        },
+        "marker": {"color": "@2", "symbol": "diamond", "size": 9},
+        "hovertemplate": "trial %{x} with new seeds: %{y:.4g}<extra></extra>",
+    }
 
 
 def _best(trials: pd.DataFrame, objective: str, direction: str) -> float:

@@ -131,7 +131,27 @@ def _search(run: RecordedRun) -> Page:
         "The single tasks were trained with the best trial's settings, too, so that tuning is not sold as sharing."
     )
     sections = [Section("Tasks", list(_tasks(metrics))), *_trials(run)]
+    if run.has("confirmation.json"):
+        sections.insert(2, _confirmed(run.table("confirmation.json")))
     return _page(run, verdict, tone, lead, _trial_facts(run), sections)
+
+
+def _confirmed(table: pd.DataFrame) -> Section:
+    """The best trials and the study's own values with new seeds (see `searching.confirmation`)."""
+    rows = []
+    for row in table.to_dict(orient="records"):
+        is_default = row["candidate"] == "default"
+        cells: list[Cell] = ["the study's own values" if is_default else f"trial {row['candidate']}", row["objective"]]
+        cells += [row["validation"], row["test"]]
+        if is_default or "verdict" not in row:
+            cells += [None, None, Badge("the yardstick", "neutral")]
+        else:
+            ends = interval(row["low"], row["high"], float)
+            cells += [row["difference"], ends, Badge(row["verdict"], TONES[row["verdict"]])]
+        rows.append(cells)
+    caption = f"Means over {counted(int(table['seeds'].iloc[0]), 'new seed')}; differences on test, positive: better"
+    head = ["", "objective", "validation", "test", "difference", "95 % interval", "verdict"]
+    return Section("Was it luck?", [Table(caption, head, rows)])
 
 
 def _trial_facts(run: RecordedRun) -> list[tuple[str, str]]:
@@ -152,8 +172,10 @@ def _trials(run: RecordedRun) -> list[Section]:
     # A space may draw the logarithm of a value.
     shares = {name.removeprefix("log2(").removesuffix(")"): share for name, share in about["importances"].items()}
     keys = charts.searched_keys(trials, objective)
+    is_population = run.study.search.is_population
     valued = trials[trials[objective].notna()]
-    drawn = [key for key in keys if valued[key].astype(str).nunique() > 1]
+    # Of values that changed on the way, the last ones are no reason of what a trial reached.
+    drawn = [key for key in keys if valued[key].astype(str).nunique() > 1 and not is_population]
     drawn = sorted(drawn, key=lambda key: -shares.get(key, 0.0))[:_FEW]
     best = trials.iloc[0]
     plain = run.study.flat()
@@ -166,11 +188,19 @@ def _trials(run: RecordedRun) -> list[Section]:
                     f"Trial {best['number']} reached {objective} = {number(best[objective])} on validation, "
                     f"the {'highest' if direction == 'maximize' else 'lowest'} of {counted(len(valued), 'trial')}."
                 ),
-                Table("Its values beside the study's own", ["key", "best trial", "study"], values, shown=40),
+                Table(
+                    f"Its {'last ' * is_population}values beside the study's own",
+                    ["key", "best trial", "study"],
+                    values,
+                    shown=40,
+                ),
+                *(_schedule(run, int(best["number"])) if run.has("schedules.json") else []),
             ],
         )
     ]
-    blocks: list[Block] = [charts.search_history(trials, objective, direction)]
+    confirmed = run.table("confirmation.json") if run.has("confirmation.json") else None
+    again = None if confirmed is None else charts.confirmed_trials(confirmed, objective)
+    blocks: list[Block] = [charts.search_history(trials, objective, direction, again)]
     if drawn:
         blocks.append(charts.parallel_coordinates(trials, drawn, objective))
     sections.append(Section("Trials", [*blocks, _trials_table(trials, keys, objective)]))
@@ -186,6 +216,22 @@ def _trials(run: RecordedRun) -> list[Section]:
     return [*sections, Section("What mattered", learned)] if learned else sections
 
 
+def _schedule(run: RecordedRun, number: int) -> Iterator[Block]:
+    """How the model of a population's trial came about."""
+    schedules = run.table("schedules.json")
+    own = schedules[schedules["number"] == number]
+    keys = [str(name) for name in own.columns[3:]]
+    rows: list[list[Cell]] = [
+        [int(row["from_epoch"]), f"trial {row['trained_by']}", *(charts.said(row[key]) for key in keys)]
+        for row in own.to_dict(orient="records")
+    ]
+    yield Table(
+        "How its model came about: by whom it was trained, with which values",
+        ["from epoch", "by", *short_names(keys)],
+        rows,
+    )
+
+
 def _trials_table(trials: pd.DataFrame, keys: list[str], objective: str) -> Table:
     metrics = [str(name) for name in trials if "/" in str(name) and name != objective]
     words = {"finished": "good", "stopped": "neutral", "failed": "bad"}
@@ -196,9 +242,11 @@ def _trials_table(trials: pd.DataFrame, keys: list[str], objective: str) -> Tabl
         rows.append(
             [int(trial["number"]), state, trial[objective], int(trial["epochs"]), *values]
             + [trial[name] for name in metrics]
+            + (["" if pd.isna(trial["copied"]) else str(trial["copied"])] if "copied" in trials else [])
             + ([str(trial["error"])] if trial.get("error") else [""] if "error" in trials else [])
         )
     head = ["trial", "state", objective, "epochs", *short_names(keys), *metrics]
+    head += ["copied"] * ("copied" in trials)
     if "error" in trials and trials["error"].notna().any():
         head.append("error")
     else:

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from polyshot.report.charts import confirmed_trials
 from polyshot.training.loop import Epoch
 
 # Okabe and Ito's palette: told apart by colour-blind readers as well.
@@ -32,6 +33,7 @@ def search_figures(
     importances: Mapping[str, pd.DataFrame],
     responses: pd.DataFrame,
     folder: Path,
+    confirmed: pd.DataFrame | None = None,
 ) -> Iterator[Path]:
     """The history of a search, what was learned of its parameters and the Pareto front, as far as they are; the files.
 
@@ -40,11 +42,13 @@ def search_figures(
         objectives: by name, "maximize" or "minimize".
         importances: by objective (see `searching.importances`).
         responses: of tasks to task weights (see `searching.responses`); empty where there are none.
+        confirmed: the best trials with new seeds (see `searching.confirmation`), where there are any.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, direction in objectives.items():
         suffix = f"_{name.replace('/', '_')}" if len(objectives) > 1 else ""
-        yield search_history(trials, name, direction, folder / f"search_history{suffix}.png")
+        again = None if confirmed is None else confirmed_trials(confirmed, name)
+        yield search_history(trials, name, direction, folder / f"search_history{suffix}.png", again)
         if name in importances:
             yield parameter_importances(importances[name], folder / f"parameter_importances{suffix}.png")
     if len(responses):
@@ -77,8 +81,14 @@ def pareto_front(trials: pd.DataFrame, objectives: Sequence[str], path: Path) ->
     return _save(figure, path)
 
 
-def search_history(trials: pd.DataFrame, objective: str, direction: str, path: Path) -> Path:
-    """The objective of each trial in the order of their numbers, and the best of the finished ones so far."""
+def search_history(
+    trials: pd.DataFrame, objective: str, direction: str, path: Path, confirmed: pd.DataFrame | None = None
+) -> Path:
+    """The objective of each trial in the order of their numbers, and the best of the finished ones so far.
+
+    Args:
+        confirmed: as `charts.confirmed_trials`.
+    """
     trials = trials.sort_values("number")
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axis = figure.subplots()
@@ -92,6 +102,12 @@ def search_history(trials: pd.DataFrame, objective: str, direction: str, path: P
     if len(finished):
         best = finished[objective].cummax() if direction == "maximize" else finished[objective].cummin()
         axis.step(finished["number"], best, where="post", color=COLOURS[0], linewidth=1, label="best so far")
+    if confirmed is not None and len(confirmed):
+        mean = confirmed["validation"]
+        ends = [mean - confirmed["validation_low"], confirmed["validation_high"] - mean]
+        words = f"with {confirmed['seeds'].iloc[0]} new seeds, 95 % interval"
+        numbers = confirmed["candidate"].astype(int)
+        axis.errorbar(numbers, mean, yerr=ends, fmt="D", markersize=5, color=COLOURS[2], capsize=3, label=words)
     labels = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # each once
     axis.legend(labels.values(), labels.keys(), frameon=False)
     axis.set_xlabel("trial")

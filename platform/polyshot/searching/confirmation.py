@@ -62,7 +62,8 @@ def points(study: Study, trials: Sequence[FrozenTrial]) -> list[tuple[str, dict[
 def confirmation(objectives: Mapping[str, Objective], reruns: Sequence[Rerun]) -> pd.DataFrame:
     """One row for each candidate and objective, the best trial first and the study's own values last.
 
-    Columns: candidate, objective, seeds; its mean on `validation` and on `test`; `difference`, on test from the study's
+    Columns: candidate, objective, seeds; its mean on `validation`, with the 95 % interval `validation_low` to
+    `validation_high` over seeds, and on `test`; `difference`, on test from the study's
     own values (positive: better), the mean over seeds, with its 95 % interval `low` to `high` (Student's t, of the
     differences of the same seed) and the `verdict`: helped, hurt, within noise, or unknown with fewer than two seeds.
 
@@ -85,11 +86,15 @@ def confirmation(objectives: Mapping[str, Objective], reruns: Sequence[Rerun]) -
     for candidate in [*order(objectives["validation"], reruns), DEFAULT]:
         differences = of(candidate, "test") - of(DEFAULT, "test")
         for place, name in enumerate(names):
+            on_validation = of(candidate, "validation")[:, place]
+            over_seeds = t_interval(on_validation)
             row = {
                 "candidate": candidate,
                 "objective": name,
                 "seeds": len(seeds),
-                "validation": _mean(of(candidate, "validation")[:, place]),
+                "validation": _mean(on_validation),
+                "validation_low": over_seeds.low,
+                "validation_high": over_seeds.high,
                 "test": _mean(of(candidate, "test")[:, place]),
             }
             if candidate != DEFAULT:

@@ -67,6 +67,10 @@ def _why_not(study: Study) -> str | None:
     """Why most trials of the search could not be packed, if so."""
     if "training_seconds" in study.search.objectives:
         return "training_seconds is an objective"
+    if study.search.is_population:
+        return f"the scheduler is {study.search.scheduler}"
+    if study.search.fidelity != "epochs":
+        return f"the fidelity is {study.search.fidelity}"
     space, probe = build_space(study), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=study.seed))
     reasons = Counter(why_alone(study.with_values(space(probe.ask()))) for _ in range(_PROBES))
     alone = [reason for reason in reasons.elements() if reason is not None]

@@ -26,9 +26,9 @@ from polyshot.outcomes import curve, log_baseline, log_outcome
 from polyshot.progress import Progress
 from polyshot.run_folder import RunFolder
 from polyshot.searching.objective import COST, Objective
-from polyshot.searching.protocol import ERROR, OBJECTIVES, STOPPED
+from polyshot.searching.protocol import ERROR, LINEAGE, OBJECTIVES, STOPPED
 from polyshot.searching.ranking import ranked
-from polyshot.searching.searcher import EPOCHS, METRICS, START, VALUES, TrialSearcher, span, was_stopped
+from polyshot.searching.searcher import COPIED, EPOCHS, METRICS, START, VALUES, TrialSearcher, span, was_stopped
 from polyshot.searching.trainable import trial_folder
 from polyshot.study import Study
 from polyshot.study.search import IMPROVEMENT
@@ -97,7 +97,7 @@ class Recorder(tune.Callback):
         self._ended_before = len(ended)
         # Optuna was told of these epochs, and MLflow right after.
         for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            self._logged[trial.number] = trial.last_step or trial.user_attrs.get(EPOCHS, 0)
+            self._logged[trial.number] = trial.user_attrs.get(EPOCHS, trial.last_step or 0)
         self._kept = {trial.number for trial in ended if trial_folder(trials_folder, trial.number).exists()}
         for trial in ended:
             self._record_end(trial)
@@ -132,7 +132,7 @@ class Recorder(tune.Callback):
         for values in result["epochs"]:
             epoch = Epoch(**values)
             if epoch.number > last:
-                run.log_metrics(curve(epoch), step=epoch.number)
+                run.log_metrics(curve(epoch) | _in_force(result), step=epoch.number)
                 self._logged[number] = epoch.number
 
     def on_trial_complete(
@@ -201,6 +201,8 @@ class Recorder(tune.Callback):
             run = self._run(trial.number)
             if START in trial.user_attrs:
                 run.set_tags({"polyshot.start": trial.user_attrs[START]})
+            if COPIED in trial.user_attrs:
+                run.set_tags({"polyshot.copied": copied_words(trial)})
             if metrics := validation_metrics(trial):
                 found = trial.user_attrs[METRICS]
                 run.log_metrics(self._named(self._objective.values(found)), step=trial.user_attrs[EPOCHS])
@@ -225,8 +227,9 @@ class Recorder(tune.Callback):
                 name,
                 key=f"{self._folder.key}/{name.replace(' ', '-')}",
                 parent=self._parent,
-                # All that was searched, also where it is the study's own value: compared runs show it.
-                params=trial.user_attrs.get(VALUES, {}),
+                # All that was searched, also where it is the study's own value: compared runs show it. In a population
+                # values change; they are metrics.
+                params={} if self._study.search.is_population else trial.user_attrs.get(VALUES, {}),
                 tags={"polyshot.kind": self._names.kind},
                 began=span(trial)[0],
             )
@@ -304,6 +307,18 @@ class Recorder(tune.Callback):
     def _number(self, trial: Trial) -> int:
         assert self._searcher is not None
         return self._searcher.numbers[trial.trial_id]
+
+
+def _in_force(result: Mapping[str, Any]) -> dict[str, float]:
+    """Of a population's trial, the values that it is trained with, as metrics: `value/<dotted key>`, the numbers."""
+    values = result[LINEAGE][-1]["values"] if LINEAGE in result else {}
+    return {f"value/{key}": value for key, value in values.items() if isinstance(value, float | int)}
+
+
+def copied_words(trial: FrozenTrial) -> str | None:
+    """Whom a population's trial copied, and when."""
+    times = trial.user_attrs.get(COPIED, [])
+    return ", ".join(f"trial {other} after epoch {epoch}" for epoch, other in times) or None
 
 
 def log_baseline_once(

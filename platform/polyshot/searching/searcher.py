@@ -22,7 +22,17 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from polyshot.errors import ResourceError
-from polyshot.searching.protocol import ERROR, OBJECTIVE, OBJECTIVES, STOPPED, VIOLATIONS, error_words
+from polyshot.searching.protocol import (
+    ERROR,
+    LABELS,
+    LINEAGE,
+    OBJECTIVE,
+    OBJECTIVES,
+    RESOURCE,
+    STOPPED,
+    VIOLATIONS,
+    error_words,
+)
 from polyshot.searching.space import TrialValues
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
@@ -32,6 +42,7 @@ from polyshot.study import Study
 VALUES, METRICS, EPOCHS = "values", "metrics", "epochs"
 BEGAN = "began"  # Unix seconds; a trial may have been asked for long before
 START = "start"  # and where the trial comes from, if it was to start the search
+COPIED = "copied"  # of a population's trial, whom it copied: [epoch, trial] of each time
 
 _OPTUNA_STUDY = "search"
 # These learn from complete trials only, and would go on suggesting what was stopped; they are told stopped trials as
@@ -185,7 +196,7 @@ class TrialSearcher(OptunaSearch):
         return metric is None and mode is None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """`{"number": …, "values": {dotted key: value}}` of the next trial, or FINISHED."""
+        """`number`, `values` by dotted key and Optuna's `parameters` that make them, of the next trial; or FINISHED."""
         while (trial := self._next()) is not None:
             try:
                 with warnings.catch_warnings():
@@ -198,7 +209,8 @@ class TrialSearcher(OptunaSearch):
                 continue
             self._ot_trials[trial_id] = trial
             self.numbers[trial_id] = trial.number
-            return {"number": trial.number, "values": values}
+            last = trial.user_attrs.get(LINEAGE, [{"values": values, "parameters": trial.params}])[-1]
+            return {"number": trial.number, "values": last["values"], "parameters": last["parameters"]}
         return Searcher.FINISHED  # type: ignore[return-value]  # a word that Tune knows
 
     def _next(self) -> optuna.Trial | None:
@@ -216,7 +228,9 @@ class TrialSearcher(OptunaSearch):
             trial.set_user_attr(BEGAN, time.time())
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._report(self._ot_trials[trial_id], result)
+        trial = self._ot_trials[trial_id]
+        self._note_lineage(trial, result)
+        self._report(trial, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna how the trial ended: by itself, stopped, or failed."""
@@ -225,11 +239,14 @@ class TrialSearcher(OptunaSearch):
         self._completed_trials.add(trial_id)
         trial = self._ot_trials[trial_id]
         result = result or {}
+        self._note_lineage(trial, result)
         values: list[float] = result.get(OBJECTIVES) or [math.nan]
         violations: dict[str, float] = result.get(VIOLATIONS) or {}
         if result.get("metrics"):
             trial.set_user_attr(METRICS, dict(result["metrics"]))
             trial.set_user_attr(EPOCHS, result["epoch"])
+        if LABELS in result:
+            trial.set_user_attr(LABELS, result[LABELS])
         if error:
             self._fail(trial, "the trial's process died each time it was started (killed, or out of memory)")
         elif result.get(ERROR):
@@ -249,17 +266,28 @@ class TrialSearcher(OptunaSearch):
                 trial, values if is_complete else None, TrialState.COMPLETE if is_complete else TrialState.PRUNED
             )
 
+    def _note_lineage(self, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
+        """Of a population's trial, its last values in place of those that it began with."""
+        lineage, before = result.get(LINEAGE), trial.user_attrs.get(LINEAGE)
+        if lineage is None or lineage == before:
+            return
+        if len(lineage) > 1:
+            trial.set_user_attr(
+                COPIED, [*trial.user_attrs.get(COPIED, []), [lineage[-1]["epoch"] - 1, lineage[-2]["trial"]]]
+            )
+        trial.set_user_attr(VALUES, lineage[-1]["values"])
+        trial.set_user_attr(LINEAGE, lineage)
+
     def _report(self, trial: optuna.Trial, result: Mapping[str, Any]) -> None:
-        value, epoch = result.get(OBJECTIVE), result.get("epoch")
-        if value is None or not math.isfinite(value) or epoch is None:
+        value, epoch, resource = (result.get(name) for name in (OBJECTIVE, "epoch", RESOURCE))
+        if value is None or not math.isfinite(value):
             return
-        if not self._is_one:  # Optuna takes reports of one objective only
+        if not self._is_one or resource != epoch:  # Optuna takes reports of one objective only, and one number of each
             trial.set_user_attr(EPOCHS, epoch)
-            return
         known = self._study._storage.get_trial(trial._trial_id).intermediate_values
         # A trial that was taken up again repeats the epochs since its checkpoint; Optuna has them already.
-        if epoch not in known:
-            trial.report(value, epoch)
+        if self._is_one and resource is not None and resource not in known:
+            trial.report(value, resource)
 
     def _fail(self, trial: optuna.Trial, words: str) -> None:
         trial.set_user_attr(ERROR, words)

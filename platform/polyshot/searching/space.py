@@ -14,7 +14,7 @@ import optuna
 from polyshot.errors import Problem, StudyError
 from polyshot.search_spaces import load_space
 from polyshot.study import Study
-from polyshot.study.search import Choice, Distribution, Range
+from polyshot.study.search import Choice, Distribution, Range, why_fixed
 
 TrialValues = Callable[[optuna.Trial], dict[str, Any]]
 
@@ -76,6 +76,9 @@ def check_space(study: Study, refusal: Callable[[str], str | None] = lambda _: N
             raise StudyError([Problem(f"search: {forbidden[0]}", "cannot be searched; remove it from the space")])
         if refused := [Problem(f"search: {key}", why) for key in values if (why := refusal(key))]:
             raise StudyError(refused)
+        fixed = [Problem(f"search: {key}", why) for key in values if (why := why_fixed(key))]
+        if fixed and study.search.is_population:
+            raise StudyError(fixed)
         try:
             study.with_values(values)
         except StudyError as error:

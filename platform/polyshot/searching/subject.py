@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from polyshot.data.prepare import TrainingData, prepare
+from polyshot.errors import DataError
 from polyshot.models.multitask import build_model
 from polyshot.searching.costs import model_costs
 from polyshot.searching.objective import Objective
@@ -69,12 +70,14 @@ class MultiTaskLearning:
         base: the study that is searched.
         data: its data.
         table: the rows, where the caller gave them in place of `data.source`.
+        share: of the labelled training rows that trials get.
     """
 
     base: Study
     data: TrainingData
     table: pd.DataFrame | None
     objective: Objective
+    share: float = 1.0
 
     def epochs(self, study: Study) -> int:
         return study.training.epochs
@@ -96,7 +99,8 @@ class MultiTaskLearning:
 
     def _data_for(self, study: Study) -> TrainingData:
         """The data of the base, or a trial's own where its values change what is prepared."""
-        return self.data if have_same_data(study, self.base) else prepare(study, self.table)
+        data = self.data if have_same_data(study, self.base) else prepare(study, self.table).for_training()
+        return data.with_share(self.share, study.seed)
 
 
 def have_same_data(one: Study, other: Study) -> bool:
@@ -106,3 +110,18 @@ def have_same_data(one: Study, other: Study) -> bool:
         return [task.model_dump(exclude={"weight", "loss", "metric"}) for task in of.tasks.values()]
 
     return one.data == other.data and targets(one) == targets(other)
+
+
+def check_share(data: TrainingData, share: float, seed: int) -> None:
+    """See that this share of the labelled training rows is enough to learn every task from.
+
+    Raises:
+        DataError: when it is not.
+    """
+    train = data.with_share(share, seed).train
+    for target, own in zip(data.targets, data.labels.columns, strict=True):
+        if len(train.targets[:, own][train.mask[:, own]].unique()) < 2:
+            raise DataError(
+                f"search.fidelity: of the first trials' share of the labels ({len(train)} training rows), task "
+                f"'{target.task}' has no two different ones to learn from; use 'epochs'"
+            )

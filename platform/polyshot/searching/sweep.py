@@ -37,12 +37,13 @@ from polyshot.searching.importances import importances
 from polyshot.searching.objective import COST, Objective
 from polyshot.searching.packing import PackedTrials
 from polyshot.searching.pictures import optuna_figures
-from polyshot.searching.protocol import ERROR, RESULT, STOPPED
+from polyshot.searching.protocol import ERROR, LABELS, LINEAGE, RESULT, STOPPED
 from polyshot.searching.ranking import chosen_words, is_feasible, pareto_front, ranked
-from polyshot.searching.record import Names, Recorder, validation_metrics
+from polyshot.searching.record import Names, Recorder, copied_words, validation_metrics
 from polyshot.searching.responses import weight_responses
 from polyshot.searching.scheduling import Plan, build_scheduler, replay, rungs
 from polyshot.searching.searcher import (
+    COPIED,
     EPOCHS,
     METRICS,
     START,
@@ -56,14 +57,26 @@ from polyshot.searching.searcher import (
 from polyshot.searching.space import TrialValues, build_space
 from polyshot.searching.starts import starts
 from polyshot.searching.subject import Subject, Trained
-from polyshot.searching.trainable import DistributedTrainable, SearchContext, TrialTrainable, checkpoint_path
+from polyshot.searching.trainable import (
+    DistributedTrainable,
+    LabelTrainable,
+    PopulationTrainable,
+    SearchContext,
+    TrialTrainable,
+    checkpoint_path,
+)
 from polyshot.study import Study
+from polyshot.study.search import SMALLEST_POPULATION
 from polyshot.tracking.tracker import Run, Tracker
+from polyshot.training.changing import train_changing
 from polyshot.training.checkpoint import load_checkpoint
 
 _TRIALS, _TRIALS_TABLE, _BEST_STUDY, _JOURNAL = "trials.json", "trials.csv", "best-study.yaml", "optuna.journal"
 _SEARCHED = "search.json"  # what was optimised, and which parameters mattered
 _RESPONSES, _IMPORTANCES = "weight-responses.csv", "importances.csv"
+_SCHEDULES, _SCHEDULES_TABLE = "schedules.json", "schedules.csv"  # of a population's trials
+_SCRATCH = "polyshot-tune-"
+_HANDED_ON = 3  # checkpoints of a trial that others may copy; Tune may still read the one before the last
 _WAITING_MEMORY = 2**20  # bytes; Tune wants a trial to ask for something
 # Tune's own logs of every trial, its display and its handler of SIGINT: Polyshot has its own ways for them.
 _TUNE_SETTINGS = {
@@ -120,8 +133,9 @@ class Sweep:
         started -= self._folder.state.get("seconds", 0.0)
         deadline = math.inf if study.search.minutes is None else started + 60 * study.search.minutes - reserve
         context = SearchContext(study, self._subject, self._trials_folder, frozenset(rungs(study, epochs)), deadline)
-        scheduler = build_scheduler(study, objective.directions[0], epochs)
         earlier = self.optuna.get_trials(deepcopy=False)
+        age = max((trial.last_step or 0 for trial in earlier if trial.state == TrialState.RUNNING), default=0)
+        scheduler = build_scheduler(study, objective.directions[0], epochs, age)
         if not earlier and space is None:
             for words, parameters in starts(study).items():
                 self.optuna.enqueue_trial(parameters, user_attrs={START: words})
@@ -155,10 +169,15 @@ class Sweep:
         self, plan: Plan, context: SearchContext, searcher: TrialSearcher, scheduler: TrialScheduler, recorder: Recorder
     ) -> None:
         study = self._study
-        trainable, resources = TrialTrainable, {"cpu": plan.cpus, "gpu": plan.gpus}
+        is_population = study.search.is_population
+        trainable = PopulationTrainable if is_population else TrialTrainable
+        if study.search.fidelity == "labels":
+            trainable = LabelTrainable
+        resources = {"cpu": plan.cpus, "gpu": plan.gpus}
         if study.scale.workers > 1:  # Ray Train asks for the workers' share; a trial's own process only waits for them
             trainable, resources = DistributedTrainable, {"cpu": 0, "gpu": 0, "memory": _WAITING_MEMORY}
-        with _tune_settings() as scratch:
+        # Of a population, Tune carries models from one trial to another, which may be on another node.
+        with _tune_settings(self._trials_folder.parent if is_population else None) as scratch:
             # Not `Tuner`, which saves itself, callbacks and searcher included, for a `restore` that is not needed.
             tune.run(
                 tune.with_parameters(trainable, context=context),
@@ -168,7 +187,9 @@ class Sweep:
                 search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,  # the searcher says when it is over
-                max_concurrent_trials=plan.concurrency,
+                # All of a population, of which as many run at once as there are resources for.
+                max_concurrent_trials=study.search.trials if is_population else plan.concurrency,
+                checkpoint_config=tune.CheckpointConfig(num_to_keep=_HANDED_ON) if is_population else None,
                 reuse_actors=True,
                 max_failures=study.scale.max_failures,
                 raise_on_failed_trial=False,
@@ -249,14 +270,24 @@ class Sweep:
     def restore(self, run: Trained, trial: FrozenTrial) -> None:
         """Bring a training of the trial's study, which has not begun, to where the trial stood."""
         state = load_checkpoint(checkpoint_path(self._trials_folder, trial.number), run.device)
-        if state is not None:
-            run.load_state_dict(state)
-        else:  # removed by hand: the same training gives the same model
-            for _ in run.epochs():
-                pass
+        if state is None:  # removed by hand: the same training gives the same model
+            state = train_changing(self._studies(trial), self._subject.begin).state_dict()
+        run.load_state_dict(state)
 
-    def log(self, best: FrozenTrial) -> None:
-        """The table of the trials, the best one's study and the plots: in the run's folder, and on the parent run."""
+    def changes(self, trial: FrozenTrial) -> dict[int, Study]:
+        """The studies of a population's trial, by the epoch from which its model was trained with them, if several."""
+        lineage = trial.user_attrs.get(LINEAGE, [])
+        return {part["epoch"]: self._study.with_values(part["values"]) for part in lineage} if lineage[1:] else {}
+
+    def _studies(self, trial: FrozenTrial) -> dict[int, Study]:
+        return self.changes(trial) or {1: self._study.with_values(trial.user_attrs[VALUES])}
+
+    def log(self, best: FrozenTrial, confirmed: pd.DataFrame | None = None) -> None:
+        """The table of the trials, the best one's study and the plots: in the run's folder, and on the parent run.
+
+        Args:
+            confirmed: the table of `confirmed`, where the study asks for it.
+        """
         values, path, objective = best.user_attrs[VALUES], self._folder.path, self._subject.objective
         # Tags and not parameters: MLflow keeps a parameter's first value, and a larger budget may find a better trial.
         tags = {f"best.{key}": value for key, value in values.items()}
@@ -267,20 +298,26 @@ class Sweep:
         (path / _BEST_STUDY).write_text(self._study.with_values(values).to_yaml(), encoding="utf-8")
         for name in (_TRIALS_TABLE, _BEST_STUDY):
             self._parent.log_artifact(path / name)
+        if len(schedules := value_schedules(self.optuna)):
+            write_table(path / _SCHEDULES, schedules)
+            schedules.to_csv(path / _SCHEDULES_TABLE, index=False)
+            self._parent.log_artifact(path / _SCHEDULES_TABLE)
         directions = dict(zip(objective.names, objective.directions, strict=True))
-        found = importances(self.optuna, objective.names, self._study.seed)
+        # Values that changed on the way are no reason of what a trial reached in the end.
+        is_constant = not self._study.search.is_population
+        found = importances(self.optuna, objective.names, self._study.seed) if is_constant else {}
         first, *_ = objective.names
         shares = found[first]["ped_anova"].to_dict() if found else {}
         about = {"objective": first, "direction": directions[first], "importances": shares, "objectives": directions}
         write_json(path / _SEARCHED, about)
         metrics = {name: task.metric for name, task in self._study.tasks.items()}
-        responses = weight_responses(trials, metrics, self._study.seed)
+        responses = weight_responses(trials if is_constant else trials[:0], metrics, self._study.seed)
         for table, name in ((responses, _RESPONSES), (pd.concat(found) if found else responses[:0], _IMPORTANCES)):
             if len(table):
                 table.to_csv(path / name, index=name == _IMPORTANCES)
                 self._parent.log_artifact(path / name)
         figures = [
-            *plots.search_figures(trials, directions, found, responses, path / "plots"),
+            *plots.search_figures(trials, directions, found, responses, path / "plots", confirmed),
             *optuna_figures(self.optuna, objective.names, found, path / "plots"),
         ]
         for figure in figures:
@@ -302,9 +339,10 @@ def trials_table(optuna_study: optuna.Study, objective: Objective) -> pd.DataFra
     """One row for each trial that has ended, the best first.
 
     Columns: number, state (finished, stopped, failed), `front` where objectives are several (whether no other trial
-    beats it in all) and `feasible` where there are constraints; the objectives by their names, epochs, seconds, each
-    value that was searched by its dotted key, each `task/metric` on validation, the costs that were asked for, and the
-    reasons `stopped` and `error`.
+    beats it in all) and `feasible` where there are constraints; the objectives by their names, epochs, `labels` where
+    they are the fidelity (the training rows of the model), seconds, each value that was searched by its dotted key (of
+    a population the last one; and whom the trial `copied`), each `task/metric` on validation, the costs that were asked
+    for, and the reasons `stopped` and `error`.
     """
     ended = [trial for trial in optuna_study.get_trials(deepcopy=False) if trial.state.is_finished()]
     with_value = ranked(ended, objective)
@@ -324,16 +362,33 @@ def trials_table(optuna_study: optuna.Study, objective: Objective) -> pd.DataFra
                 **({"feasible": bool(trial.values) and is_feasible(trial)} if objective.bounds else {}),
                 **objectives,
                 "epochs": attributes.get(EPOCHS, 0),
+                **({LABELS: attributes[LABELS]} if LABELS in attributes else {}),
                 "seconds": ended_at - began,
                 **attributes.get(VALUES, {}),
                 **{name: value for name, value in validation_metrics(trial).items() if name not in objectives},
                 **{name: value for name, value in costs.items() if name not in objectives},
                 **({START: attributes[START]} if START in attributes else {}),
+                **({COPIED: copied_words(trial)} if LINEAGE in attributes else {}),
                 "stopped": attributes.get(STOPPED),
                 "error": attributes.get(ERROR),
             }
         )
     return pd.DataFrame(rows)
+
+
+def value_schedules(optuna_study: optuna.Study) -> pd.DataFrame:
+    """How the models of a population's trials came about: a row for each trial and change of its values.
+
+    Columns: number; from_epoch; trained_by, the number of the trial that trained it from this epoch on: the trial
+    itself, or one whose model came to it by copying; the values by dotted key.
+    """
+    return pd.DataFrame(
+        [
+            {"number": trial.number, "from_epoch": part["epoch"], "trained_by": part["trial"], **part["values"]}
+            for trial in optuna_study.get_trials(deepcopy=False)
+            for part in trial.user_attrs.get(LINEAGE, [])
+        ]
+    )
 
 
 def warm_up(plan: Plan) -> None:
@@ -354,14 +409,20 @@ def _trial_name(trial: Trial) -> str:
 
 
 @contextmanager
-def _tune_settings() -> Iterator[str]:
-    """Tune's environment for the length of its run; yields a folder for what it writes, none of which is needed."""
+def _tune_settings(place: Path | None = None) -> Iterator[str]:
+    """Tune's environment for the length of its run; yields a folder for what it writes, none of which is needed after.
+
+    Args:
+        place: where that folder is, if not on this node alone.
+    """
     before = {name: os.environ.get(name) for name in _TUNE_SETTINGS}
     os.environ.update(_TUNE_SETTINGS)
+    for left in place.glob(f"{_SCRATCH}*") if place else ():  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     level = logging.getLogger("ray.tune").level
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
-        with tempfile.TemporaryDirectory(prefix="polyshot-tune-", ignore_cleanup_errors=True) as scratch:
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=place, ignore_cleanup_errors=True) as scratch:
             yield scratch
     finally:
         logging.getLogger("ray.tune").setLevel(level)
@@ -377,7 +438,7 @@ def _tune_settings() -> Iterator[str]:
 
 def search_digest(study: Study, *sections: str) -> str:
     """Changes with the search's settings and `sections`, of which all its trials are; not with its budget."""
-    budget = {"trials": 1, "minutes": None, "concurrency": None, "confirm": None, "pack": "auto"}
+    budget = {"trials": SMALLEST_POPULATION, "minutes": None, "concurrency": None, "confirm": None, "pack": "auto"}
     alike = study.with_values({f"search.{key}": value for key, value in budget.items()})
     return alike.digest(*sections, "search")
 

@@ -12,9 +12,9 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ray import tune
@@ -22,18 +22,22 @@ from ray.tune.result import DONE
 
 from polyshot.searching.objective import COST, Objective
 from polyshot.searching.protocol import (
+    CURRENT,
     DEADLINE,
     ERROR,
+    LABELS,
+    LINEAGE,
     OBJECTIVE,
     OBJECTIVES,
+    RESOURCE,
     STOPPED,
     VIOLATIONS,
     error_words,
 )
-from polyshot.searching.subject import Subject, Trained
+from polyshot.searching.subject import MultiTaskLearning, Subject, Trained
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
-from polyshot.training.loop import Epoch
+from polyshot.training.loop import Epoch, TrainingRun
 
 # Epochs of a small model take milliseconds, a round trip to the driver as well: report in portions.
 REPORT_SECONDS = 0.2
@@ -64,19 +68,23 @@ def result_of(
     """What a trial tells of its training so far.
 
     It holds `objective`, `objectives`, `violations` and `metrics` (pairs, costs among them) of the epoch that would be
-    kept, the one with the lowest validation loss so far; `epoch`, the last one trained; `epochs`, those after the
-    `reported` ones, as dictionaries; `finished`, trained to its end; and `error` or `stopped`, if that is why it ended.
+    kept, the one with the lowest validation loss so far; `current`, the objective of the last one; `epoch`, that last
+    one, and `resource`, the same to schedulers; `epochs`, those after the `reported` ones, as dictionaries;
+    `finished`, trained to its end; and `error` or `stopped`, if that is why it ended.
     """
     best = next((epoch for epoch in reversed(history) if epoch.is_best), None)
     known = {**costs, "training_seconds": sum(epoch.seconds for epoch in history)}
-    metrics = (best.metrics if best else {}) | {f"{COST}{name}": known[name] for name in objective.costs}
+    asked = {f"{COST}{name}": known[name] for name in objective.costs}
+    metrics = (best.metrics if best else {}) | asked
     values = objective.values(metrics) if best else [math.nan]
     return {
         OBJECTIVE: values[0],
         OBJECTIVES: values,
+        CURRENT: objective.values(history[-1].metrics | asked)[0],
         VIOLATIONS: objective.violations(metrics) if best else {},
         "metrics": list(metrics.items()) if best else [],
         "epoch": history[-1].number,
+        RESOURCE: history[-1].number,
         "epochs": [asdict(epoch) for epoch in history[reported:]],
         "finished": finished,
         STOPPED: DEADLINE if is_late and not finished else None,
@@ -154,12 +162,114 @@ class TrialTrainable(tune.Trainable):
                 break
         is_late = time.time() >= self._context.deadline
         if run.finished or is_late or time.monotonic() - self._saved >= self._checkpoint_seconds:
-            save_checkpoint(run.state_dict(), self._path)
+            save_checkpoint(self._state(), self._path)
             self._saved = time.monotonic()
         return self._result(run.history, run.finished, is_late)
 
+    def _state(self) -> dict[str, Any]:
+        """All that it takes to go on."""
+        assert self._run is not None
+        return self._run.state_dict()
+
     def _close(self) -> None:
         self._run = None
+
+
+class PopulationTrainable(TrialTrainable):
+    """A trial of a population. Tune has it take over another one's state, with other values, by restoring it."""
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._config = config
+        super()._begin(config)
+
+    def _open(self, study: Study) -> None:
+        self._saved = time.monotonic()
+        self._checkpoint_seconds = study.training.checkpoint_seconds
+        state = load_checkpoint(self._path)
+        if state is not None:  # of an earlier process, whose last change of values Optuna may not have been told
+            self._take(state)
+        else:
+            self._run = self._context.subject.begin(study)
+            self._lineage = [self._part(1)]
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Go on from a state, with the last values of its lineage."""
+        self._lineage = state[LINEAGE]
+        run = self._context.subject.begin(self._context.study.with_values(self._lineage[-1]["values"]))
+        run.load_state_dict(state)
+        self._run = run
+
+    def _part(self, epoch: int) -> dict[str, Any]:
+        settings = {name: self._config[name] for name in ("values", "parameters")}
+        return {"epoch": epoch, "trial": self._config["number"], **settings}
+
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {LINEAGE: self._lineage}
+
+    def _result(self, history: list[Epoch], finished: bool, is_late: bool) -> dict[str, Any]:
+        return super()._result(history, finished, is_late) | {LINEAGE: self._lineage}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        if self._error is None:
+            for path in (self._path, Path(checkpoint_dir, self._path.name)):
+                save_checkpoint(self._state(), path)
+
+    def load_checkpoint(self, checkpoint: dict | None) -> None:
+        """Go on from the state in a folder: its own, or another trial's, which it then copies."""
+        if self._error is not None:
+            return
+        try:
+            state = load_checkpoint(Path(str(checkpoint), self._path.name))
+            assert state is not None
+            if state[LINEAGE][-1]["trial"] != self._config["number"]:
+                state |= {LINEAGE: [*state[LINEAGE], self._part(len(state["history"]) + 1)]}
+            self._take(state)
+            save_checkpoint(self._state(), self._path)
+            self._reported = len(state["history"])
+        except Exception as error:  # noqa: BLE001 - as in _begin
+            self._error = error_words(error)
+
+
+class LabelTrainable(TrialTrainable):
+    """A trial that is trained from scratch with a part of the labels, and with more of them each time it may go on."""
+
+    def _open(self, study: Study) -> None:
+        self._saved = time.monotonic()
+        self._study, self._checkpoint_seconds = study, study.training.checkpoint_seconds
+        self._parts = sorted(self._context.rungs)
+        state = load_checkpoint(self._path)
+        self._stage: int = state["stage"] if state else 0
+        self._earlier: int = state["earlier"] if state else 0  # epochs of the stages before
+        self._begin_stage()
+        if state:
+            self._run.load_state_dict(state)
+        self._is_told = False
+
+    def _begin_stage(self) -> None:
+        subject = cast(MultiTaskLearning, self._context.subject)
+        self._run: TrainingRun = replace(subject, share=self._parts[self._stage] / self._parts[-1]).begin(self._study)
+
+    def _advance(self) -> dict[str, Any]:
+        if self._is_told:  # and Tune let the trial go on
+            self._earlier += len(self._run.history)
+            self._stage, self._reported = self._stage + 1, 0
+            self._begin_stage()
+        found = super()._advance()
+        self._is_told = self._run.finished
+        return found
+
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {"stage": self._stage, "earlier": self._earlier}
+
+    def _result(self, history: list[Epoch], finished: bool, is_late: bool) -> dict[str, Any]:
+        is_last = self._stage == len(self._parts) - 1
+        found = super()._result(history, finished and is_last, is_late)
+        epochs = [epoch | {"number": self._earlier + epoch["number"]} for epoch in found["epochs"]]
+        del found[RESOURCE]
+        if finished or is_late:  # before the end of a stage there is nothing to compare it by
+            found[RESOURCE] = self._parts[self._stage]
+        epoch = self._earlier + found["epoch"]
+        return found | {LABELS: len(self._run.train), "epoch": epoch, "epochs": epochs}
 
 
 class DistributedTrainable(TrialTrainable):

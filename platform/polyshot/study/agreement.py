@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from polyshot.errors import StudyError, did_you_mean
 from polyshot.study.meta import GroupEpisodes
 from polyshot.study.model import MLP, CustomEncoder, GroupedSharing, HierarchicalSharing, PLESharing
-from polyshot.study.search import RANK, Choice, Search
+from polyshot.study.search import RANK, Choice, Search, why_fixed
 from polyshot.study.tasks import MultilabelTask, RegressionTask, TokensTask
 from polyshot.study_file import Key
 
@@ -81,6 +81,9 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
         message = f"balance.kind '{balance}' needs the losses of a whole batch at once; use {' or '.join(LINEAR)}"
         yield ("training", "accumulate"), message
     yield from _objective_disagreements(study)
+    yield from _population_disagreements(study)
+    if study.search.fidelity == "labels" and study.scale.workers > 1:
+        yield ("scale", "workers"), "a trial with the fidelity 'labels' trains in one process; set it to 1"
     known = study.flat()
     without_search = study.to_dict() | {"search": Search().model_dump(mode="json")}
     yield from _start_disagreements(study, without_search)
@@ -118,6 +121,24 @@ def _objective_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
                 f"'{bound.name}' is nothing that can be bounded; name a cost, an improvement or a task's metric such "
                 f"as {first_metric(study)}.{did_you_mean(bound.name, known)}",
             )
+
+
+def _population_disagreements(study: Study) -> Iterator[tuple[Key, str]]:
+    """What trials that copy each other on the way cannot do, or need."""
+    search = study.search
+    if not search.is_population:
+        return
+    for key, distribution in search.space.items():
+        if reason := why_fixed(key):
+            yield ("search", "space", key), reason
+        elif search.scheduler == "pb2" and isinstance(distribution, Choice):
+            yield ("search", "space", key), "the scheduler 'pb2' searches numbers; give low and high, or use 'pbt'"
+    if search.grace_epochs >= study.training.epochs:
+        message = f"leaves a population no exchange within {study.training.epochs} epochs; lower it"
+        yield ("search", "grace_epochs"), message
+    if study.scale.workers > 1:
+        message = f"each trial of a population ('{search.scheduler}') trains in one process; set it to 1"
+        yield ("scale", "workers"), message
 
 
 def first_metric(study: Study) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -14,6 +15,15 @@ from polyshot.study.section import Section
 # What can be optimised or bounded beside `task/metric`; of a trial, on validation.
 IMPROVEMENT, WORST_IMPROVEMENT, RANK = "improvement", "worst_improvement", "rank"
 COSTS = ("parameters", "latency_ms", "training_seconds")
+# Schedulers of a population, whose trials copy each other on the way, and what can then be changed in mid-training: not
+# what a model is, nor what its data are.
+POPULATIONS = ("pbt", "pb2")
+CHANGEABLE = (
+    *(f"training.optimiser.{name}" for name in ("learning_rate", "weight_decay", "momentum")),
+    *("training.batch_size", "training.clip_norm", "training.schedule.*", "tasks.*.weight", "tasks.*.sampling_weight"),
+    *("model.encoder.dropout", "model.sharing.strength"),
+)
+SMALLEST_POPULATION = 4  # of which a quarter copies another quarter
 
 
 class Choice(Section):
@@ -120,14 +130,23 @@ class Search(Section):
     trials: int | None = Field(20, ge=1, description="Number of trials; `null` for as many as `minutes` allows.")
     minutes: float | None = Field(None, gt=0, description="Time limit of the whole search.")
     sampler: Literal["tpe", "random", "gp", "cmaes", "nsga2", "nsga3", "qmc"] = "tpe"
-    scheduler: Literal["auto", "asha", "median", "none"] = Field(
-        "auto", description="Which trials are stopped early; `auto`: `asha`, and `none` where objectives are several."
+    scheduler: Literal["auto", "asha", "median", "pbt", "pb2", "none"] = Field(
+        "auto",
+        description="Which trials are stopped early; `auto`: `asha`, and `none` where objectives are several. For "
+        "`polyshot search`, `pbt` (population-based training) and `pb2` (population-based bandits) stop none: the "
+        "worst trials copy the best ones on the way, and go on with other values.",
     )
     grace_epochs: int = Field(
         5,
         ge=1,
         description="Epochs (in meta-learning: looks at the validation tasks) that every trial is given before it may "
-        "be stopped.",
+        "be stopped; of a population, epochs between two exchanges.",
+    )
+    fidelity: Literal["epochs", "labels"] = Field(
+        "epochs",
+        description="What `asha` gives to all trials a little of and to the promising ones more: `epochs`; or, for "
+        "`polyshot search`, `labels`: a sixteenth of the labelled training rows, a quarter, and all of them, each time "
+        "from scratch.",
     )
     pack: Literal["auto", "never"] | Annotated[int, Field(ge=2)] = Field(
         "auto",
@@ -157,6 +176,10 @@ class Search(Section):
             return "asha" if self.has_one_objective else "none"
         return self.scheduler
 
+    @property
+    def is_population(self) -> bool:
+        return self.scheduler in POPULATIONS
+
     @field_validator("constraints")
     @classmethod
     def _constraints_can_be_read(cls, constraints: list[str]) -> list[str]:
@@ -172,7 +195,7 @@ class Search(Section):
         if RANK in objectives and len(objectives) > 1:
             raise ValueError("the objective 'rank' is every task's metric already; let it stand alone")
         if not self.has_one_objective:
-            if self.scheduler in ("asha", "median"):
+            if self.scheduler in ("asha", "median", *POPULATIONS):
                 raise ValueError(
                     f"the scheduler '{self.scheduler}' compares trials by one objective and there are several; "
                     "use 'none' (or 'auto')"
@@ -192,3 +215,35 @@ class Search(Section):
         if not self.spaces and not self.space:
             raise ValueError("nothing is searched; name a space in 'spaces' or a distribution in 'space'")
         return self
+
+    @model_validator(mode="after")
+    def _fits_fidelity(self) -> Self:
+        if self.fidelity == "labels" and self.stopping != "asha":
+            raise ValueError(
+                f"the fidelity 'labels' is for the scheduler 'asha' and one objective, and the scheduler is "
+                f"'{self.stopping}'; use 'epochs'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_a_population(self) -> Self:
+        if not self.is_population:
+            return self
+        kind = f"the scheduler '{self.scheduler}'"
+        if self.trials is None or self.trials < SMALLEST_POPULATION:
+            raise ValueError(f"{kind} trains a population of 'trials' side by side; give {SMALLEST_POPULATION} or more")
+        if self.confirm is not None:
+            raise ValueError(f"{kind} gives models of several trials' parts, which 'confirm' cannot train; remove it")
+        if self.concurrency is not None:
+            raise ValueError(f"{kind} has its whole population take turns; remove 'concurrency'")
+        return self
+
+
+def why_fixed(key: str) -> str | None:
+    """Why a population cannot change a dotted key in mid-training, or None where it can."""
+    if any(fnmatchcase(key, pattern) for pattern in CHANGEABLE):
+        return None
+    return (
+        "cannot change in mid-training, as a population's values do; search learning rate, weight decay, batch size, "
+        "schedule, dropout or task weights, or use the scheduler 'asha'"
+    )

@@ -19,6 +19,7 @@ from polyshot.data.prepare import Prepared
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_atomically, write_json
 from polyshot.study import Study
+from polyshot.training.changing import train_changing
 from polyshot.training.loop import Epoch, TrainingRun
 from polyshot.training.packed import train_packed
 
@@ -60,8 +61,23 @@ def merged(baselines: Mapping[str, Baseline]) -> dict[str, dict[str, float]]:
     }
 
 
-def train_baselines(study: Study, prepared: Prepared, cache: Path, progress: Progress = SILENT) -> dict[str, Baseline]:
-    """The single-task baseline of every task, from `cache` where the same one was trained before."""
+def train_baselines(
+    study: Study,
+    prepared: Prepared,
+    cache: Path,
+    progress: Progress = SILENT,
+    changes: Mapping[int, Study] | None = None,
+) -> dict[str, Baseline]:
+    """The single-task baseline of every task, from `cache` where the same one was trained before.
+
+    Args:
+        changes: by epoch from 1, the study from then on, where its settings change on the way; the last is `study`.
+    """
+    if changes:
+        return {
+            task: _baselines([study], task, prepared.for_task(task), cache, progress, changes)[0]
+            for task in study.tasks
+        }
     return train_baselines_of([study], prepared, cache, progress)[0]
 
 
@@ -73,18 +89,32 @@ def train_baselines_of(
     return [{task: found[place] for task, found in by_task.items()} for place in range(len(studies))]
 
 
-def _baselines(studies: Sequence[Study], task: str, alone: Prepared, cache: Path, progress: Progress) -> list[Baseline]:
+def _baselines(
+    studies: Sequence[Study],
+    task: str,
+    alone: Prepared,
+    cache: Path,
+    progress: Progress,
+    changes: Mapping[int, Study] | None = None,
+) -> list[Baseline]:
     single, digest = [study.single_task(task) for study in studies], data_digest(alone)
+    later = {epoch: study.single_task(task) for epoch, study in (changes or {}).items()}
+    if later:
+        parts = ",".join(f"{epoch}:{study.digest(*SECTIONS)}" for epoch, study in later.items())
+        digest += f"-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
     paths = [cache / f"{task}-{study.digest(*SECTIONS)}-{digest}.json" for study in single]
     runs = {path: TrainingRun(study, alone) for path, study in zip(paths, single, strict=True) if not path.exists()}
     trained: dict[Path, Baseline] = {}
     if runs:
         activity = f"baseline {task}" + (f", {len(runs)} seeds" if len(runs) > 1 else "")
         progress.start(activity, max(study.training.epochs for study in single))
-        train_packed(
-            list(runs.values()),
-            lambda: progress.advance(activity, max(len(run.history) for run in runs.values())),
-        )
+        if later:
+            runs = {path: train_changing(later, lambda study: TrainingRun(study, alone)) for path in runs}
+        else:
+            train_packed(
+                list(runs.values()),
+                lambda: progress.advance(activity, max(len(run.history) for run in runs.values())),
+            )
         for path, run in runs.items():
             trained[path] = _judged(run, task, alone)
             _write(path, trained[path])

@@ -21,7 +21,7 @@ from torch import Tensor
 from polyshot.data.features import Features
 from polyshot.data.labels import LabelLayout
 from polyshot.data.prepare import EXAMPLE_ROWS, Examples, Prepared, prepare
-from polyshot.data.split import folds_of_rows
+from polyshot.data.split import folds_of_rows, interleaved
 from polyshot.data.tables import read_tables
 from polyshot.data.targets import Target
 from polyshot.errors import DataError
@@ -284,14 +284,10 @@ def _order(labels: NDArray | None, known: NDArray[np.bool_], seed: int) -> tuple
     random = np.random.default_rng(derive_seed(seed, "budget"))
     rows = random.permutation(np.flatnonzero(known))
     classes = np.zeros(len(rows)) if labels is None else np.nan_to_num(labels[rows], nan=-1)
-    _, of_row, sizes = np.unique(classes, return_inverse=True, return_counts=True)
-    within = np.empty(len(rows), dtype=np.int64)
-    for number in range(len(sizes)):
-        members = of_row == number
-        within[members] = np.arange(members.sum())
+    order, within = interleaved(classes)
     rank = np.full(len(known), len(known), dtype=np.int64)
     rank[rows] = within
-    return rows[np.argsort(within / sizes[of_row], kind="stable")], rank
+    return rows[order], rank
 
 
 def _encoded(examples: Examples, before: Sequence[Target], after: Sequence[Target]) -> Examples:

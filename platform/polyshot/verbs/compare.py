@@ -60,5 +60,6 @@ def _telling(table: pd.DataFrame, study: Study) -> pd.DataFrame:
     values = [
         name for name in table.columns if name in study.flat() and not name.startswith(("search.", "data.ignore"))
     ]
+    values += [name for name in table.columns if name.startswith("value/")]  # the last ones of a population's trial
     columns = [name for name in (*about, *metrics, *values) if name in table and table[name].notna().any()]
     return table[[*columns, "run_id"]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +26,14 @@ from polyshot.saved_model import save_model
 from polyshot.searching import confirmation
 from polyshot.searching.objective import Objective, validation_baselines
 from polyshot.searching.packing import pack_size
+from polyshot.searching.population import population_parameters
 from polyshot.searching.protocol import RESULT
 from polyshot.searching.record import log_baseline_once
-from polyshot.searching.scheduling import Plan, plan_trials
+from polyshot.searching.scheduling import LABEL_PARTS, Plan, plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.starts import starts
-from polyshot.searching.subject import MultiTaskLearning, have_same_data
+from polyshot.searching.subject import MultiTaskLearning, check_share, have_same_data
 from polyshot.searching.sweep import Sweep, ended_search, read_trials, search_digest, warm_up
 from polyshot.shown import Shown
 from polyshot.study import Study
@@ -57,7 +58,7 @@ class SearchResult(Shown):
     Attributes:
         trials: one row per trial, the best first (see `searching.sweep.trials_table`).
         best_trial: the number of the one that was chosen, evaluated and saved.
-        best_values: its values, by dotted key.
+        best_values: its values, by dotted key; of a population, the last ones.
         chosen: how it was chosen, in words.
         confirmation: the best trials and the study's own values with new seeds (see `searching.confirmation`), where
             the study asks for it.
@@ -120,6 +121,8 @@ def search(
     started = time.time()
     check_sampler(study.search.sampler)
     check_space(study)
+    if study.search.is_population:
+        population_parameters(study)
     starts(study, with_mlflow=False)
     digest = search_digest(study, *_SECTIONS)
     if not fresh and (found := saved_result(study, digest)) is not None:
@@ -130,6 +133,8 @@ def search(
     for note in (*prepared.notes, store.words):
         progress.note(note)
     use_threads(study, prepared)
+    if study.search.fidelity == "labels":
+        check_share(prepared, 1 / LABEL_PARTS, study.seed)
     # What cannot be built is refused before anything is written.
     size, why_not = pack_size(study, TrainingRun(study, prepared))
     if why_not:
@@ -236,7 +241,7 @@ class _Search:
         self.sweep.restore(run, best)
         together = {"validation": run.evaluate(prepared.validation), "test": run.evaluate(prepared.test)}
 
-        tuned = self._train_baselines(study, prepared)
+        tuned = self._train_baselines(study, prepared, self.sweep.changes(best))
         for task, baseline in tuned.items():
             self._log_baseline(f"baseline-{task}-tuned-{best.number:04d}", study.single_task(task), baseline)
         models = {"single_task": merged(self.baselines), "single_task_tuned": merged(tuned), "multi_task": together}
@@ -244,7 +249,7 @@ class _Search:
         metrics = comparison(study, models, intervals)
         improvement = {split: delta_m(metrics, split) for split in together}
         log_outcome(self.parent, together, improvement)
-        self.sweep.log(best)
+        self.sweep.log(best, confirmed)
         self._log(run, metrics)
         write_improvement(self.folder.path, improvement["test"], intervals["test"].delta_m.ends)
         log_verdicts(self.parent, metrics, intervals)
@@ -273,8 +278,10 @@ class _Search:
         key, params = f"{self.folder.key}/{name}", self.study.differences(study)
         log_baseline_once(self.tracker, self.parent, self.sweep.optuna, key, params, baseline)
 
-    def _train_baselines(self, study: Study, prepared: Prepared) -> dict[str, Baseline]:
-        return train_baselines(study, prepared, study.storage_folder / "baselines", self.progress)
+    def _train_baselines(
+        self, study: Study, prepared: Prepared, changes: Mapping[int, Study] | None = None
+    ) -> dict[str, Baseline]:
+        return train_baselines(study, prepared, study.storage_folder / "baselines", self.progress, changes)
 
 
 def saved_result(study: Study, digest: str) -> SearchResult | None:

@@ -19,7 +19,7 @@ from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_json
 from polyshot.searching.objective import Objective
 from polyshot.searching.protocol import RESULT
-from polyshot.searching.scheduling import plan_trials
+from polyshot.searching.scheduling import check_fixed_epochs, plan_trials
 from polyshot.searching.searcher import VALUES, check_sampler
 from polyshot.searching.space import check_space
 from polyshot.searching.starts import starts
@@ -97,6 +97,7 @@ def transfer_search(
     started = time.time()
     check_scale(study)
     check_sampler(study.search.sampler)
+    check_fixed_epochs(study)
     check_space(study, _refusal)
     starts(study, with_mlflow=False)
     _check_objective(study)
