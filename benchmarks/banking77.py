@@ -268,6 +268,14 @@ def drawn(count: int, seed: int, develop: bool) -> pd.DataFrame:
     return pd.concat([table[table["split"] != "test"], others.assign(split="test")], ignore_index=True)
 
 
+def cell(values: list[float], wanted: int) -> str:
+    """Mean and standard deviation, and of how many seeds where some are still to be trained."""
+    if not values:
+        return "–"
+    words = f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}"
+    return words if len(values) == wanted else f"{words} ({len(values)} of {wanted})"
+
+
 def known(path: Path) -> dict[str, float]:
     """What was found before: accuracies in per cent."""
     return json.loads(path.read_text()) if path.exists() else {}
@@ -315,8 +323,8 @@ def main() -> None:
     for name in arguments.only:
         cells = []
         for count in arguments.shots:
-            values = [found.get(f"{name}; {count}; {seed}", np.nan) for seed in range(arguments.seeds)]
-            cells.append(f"{np.mean(values):.1f} ± {np.std(values, ddof=min(1, len(values) - 1)):.1f}")
+            keys = [f"{name}; {count}; {seed}" for seed in range(arguments.seeds)]
+            cells.append(cell([found[key] for key in keys if key in found], arguments.seeds))
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 
