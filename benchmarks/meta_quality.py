@@ -112,6 +112,14 @@ SINUSOIDS: dict[str, dict[str, Any]] = {
         "learner": {"kind": "maml", "rate": 0.01, "steps": 5, "multi_step_loss": True},
         "clip_norm": 10.0,
     },
+    "MAML, two steps": {
+        "learner": {"kind": "maml", "rate": 0.01, "steps": 2, "multi_step_loss": True},
+        "clip_norm": 1.0,
+    },
+    "MAML, two steps of learnt size": {
+        "learner": {"kind": "maml", "rate": 0.01, "steps": 2, "multi_step_loss": True, "per_step_rates": True},
+        "clip_norm": 1.0,
+    },
     "Meta-SGD": {"learner": {"kind": "meta_sgd", "rate": 0.01, "steps": 1}},
 }
 
