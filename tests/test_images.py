@@ -18,6 +18,7 @@ from polyshot.data.cifar import cifar10, cifar100
 from polyshot.data.features import Features
 from polyshot.data.images import ImageReading
 from polyshot.data.prepare import prepare
+from polyshot.data.tables import read_tables
 from polyshot.errors import DataError, RunError, StudyError
 from polyshot.models.encoders.images import augmented
 from polyshot.models.multitask import build_model
@@ -341,6 +342,26 @@ def test_the_cifar_example_moves_an_encoder(tmp_path, monkeypatch) -> None:
     for trial in trials_of(target, Sources(source)):
         outcome = trial.outcome(tmp_path / "transfers")
         assert outcome.labels == 2 * 4 and outcome.metrics["test"]["fine/accuracy"] >= 0
+
+
+def test_the_banking77_example_draws_shots_or_says_where_its_files_are(tmp_path, monkeypatch) -> None:
+    study = Study.load(EXAMPLES / "banking77" / "study.yaml")
+    monkeypatch.setenv("POLYSHOT_DATA", str(tmp_path))
+    with pytest.raises(DataError, match="Banking77 is not there: set POLYSHOT_DATA"):
+        read_tables(study)
+    (tmp_path / "banking77").mkdir()
+    for part, count in (("train", 20), ("test", 5)):
+        rows = [(f"{part} {number} of {intent}", intent) for intent in ("card_lost", "PIN") for number in range(count)]
+        pd.DataFrame(rows, columns=["text", "category"]).to_csv(tmp_path / "banking77" / f"{part}.csv", index=False)
+    tables = [
+        read_tables(study.with_values({"data.arguments": {"shots": 3, "draw": draw}})).rows.groupby("split")
+        for draw in (0, 0, 1)
+    ]
+    train, again, other = (set(table.get_group("train")["text"]) for table in tables)
+    assert train == again != other
+    assert len(train) == 3 * 2 + 2 and {"card lost", "pin"} < train  # the names of intents are sentences as well
+    assert set(tables[0].get_group("validation")["text"]) < train  # nothing else is learnt from
+    assert len(tables[0].get_group("test")) == 10
 
 
 def test_the_snips_example_reads_its_files_or_says_where_they_are(tmp_path, monkeypatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -450,6 +451,15 @@ def test_words_are_labelled_by_an_encoder_that_learnt_of_rows(of_words, kind, tm
             transferred(problem, source, {"kind": kind}, tmp_path)
         return
     transferred(problem, source, {"kind": kind}, tmp_path)
+
+
+@pytest.mark.parametrize("sharing", [{"kind": "soft"}, {"kind": "hierarchical", "depths": {"intent": 1}}], ids=str)
+def test_what_one_task_reads_of_text_is_transferred(of_rows, sharing, tmp_path) -> None:
+    source, problem = of_rows
+    study = source.study.with_values({"model.sharing": sharing})
+    model = build_model(study, source.saved.features.layout, source.saved.targets).eval()
+    apart = Source("apart", replace(source.saved, study=study, model=model), study, "intent")
+    transferred(replace(problem, sources=Sources(apart)), apart, {"kind": "fine_tuning"}, tmp_path)
 
 
 def test_methods_that_are_of_rows_refuse_tasks_of_words(of_words, tmp_path) -> None:
