@@ -39,8 +39,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2_000, help="points of ten metrics each")
     parser.add_argument("--runs", type=int, default=4, help="runs that are written by turns, as trials are")
-    parser.add_argument("--rounds", type=int, default=100, help="of the training whose server fails")
-    parser.add_argument("--block", type=int, default=20, help="epochs of that training in a row")
+    parser.add_argument("--rounds", type=int, default=160, help="of the training whose server fails")
+    parser.add_argument("--block", type=int, default=5, help="epochs of that training in a row")
     parser.add_argument("--postgresql", help="the address of an empty database")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -119,7 +119,9 @@ def faults(scratch: Path, options: argparse.Namespace) -> None:
         seconds, after = time.perf_counter() - started, _writers(trackers)
         for tracker in trackers.values():
             tracker.close(0)
-    print(f"\n{options.rounds} rounds of {options.block} epochs of {STEPS} steps")
+    print(
+        f"\n{options.rounds} rounds of {options.block} epochs of {STEPS} steps; in brackets, 95 % intervals of medians"
+    )
     print("| | ms per epoch | slower than with a store that is well | in calls | a core, by the writer |")
     print("|---|---|---|---|---|")
     for name, each in blocks.items():
