@@ -120,7 +120,9 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 def cluster() -> Iterator[Cluster]:
     """A head without processors and two nodes with one each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_health_check_failure_threshold", "20")  # a busy machine is no dead node
+        # A busy machine is no dead node; one that is gone answers no question, which is asked twice a second.
+        patch.setenv("RAY_health_check_failure_threshold", "20")
+        patch.setenv("RAY_health_check_period_ms", "500")
         cluster = Cluster()
         for processors in (0, 1, 1):
             add_node(cluster, processors)
