@@ -253,7 +253,7 @@ def opened_parent(ui: Any, server: str, experiment: str, parent: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "study", "parameter"), [
     ("search", "houses", "tasks.price.weight"),
-    ("meta", "waves", "meta.learning_rate"),
+    ("meta", "waves", "meta.learner.rate"),
 ])  # fmt: skip
 def test_ticked_trials_are_compared_by_what_was_searched(ui, server, found, picture, kind, study, parameter) -> None:
     trials = opened_parent(ui, server, found["experiments"][study], f"{kind}-1")
