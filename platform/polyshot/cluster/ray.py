@@ -47,11 +47,10 @@ def ray_session(study: Study) -> Iterator[None]:
     # That a token was made for a Ray that only listens on this machine is nothing that the user could act on.
     logging.getLogger(_TOKEN_LOGGER).setLevel(logging.ERROR)
     address = study.scale.address or os.environ.get("RAY_ADDRESS") or "local"
-    if address == "local":
-        _check_room(study)
     before = {name: os.environ.get(name) for name in _EMBEDDED}
     try:
         if address == "local":
+            _check_room(study)
             os.environ.update({name: os.environ.get(name, value) for name, value in _EMBEDDED.items()})
             with _alone_on_this_machine():
                 _start()

@@ -129,7 +129,7 @@ def search_history(trials: pd.DataFrame, objective: str, direction: str, confirm
     """The objective of each trial in the order of their numbers, and the best of the finished ones so far.
 
     Args:
-        confirmed: as `confirmed_trials`.
+        confirmed: the best trials with new seeds (see `searching.confirmation`), where there are any.
     """
     trials = trials.sort_values("number")
     data = []
@@ -166,17 +166,17 @@ def search_history(trials: pd.DataFrame, objective: str, direction: str, confirm
         best = finished[objective].cummax() if direction == "maximize" else finished[objective].cummin()
         x, y = [*finished["number"], trials["number"].iloc[-1]], [*best, best.iloc[-1]]
         data.append(_line(x, y, "best so far", "@0", line={"shape": "hv"}, hoverinfo="skip"))
-    if confirmed is not None and len(confirmed):
-        data.append(_again(confirmed))
+    if len(again := confirmed_trials(confirmed, objective)):
+        data.append(_again(again))
     layout = {"xaxis": {"title": {"text": "trial"}}, "yaxis": {"title": {"text": f"{objective}, validation"}}}
     words = f"{objective} on validation by trial; the best is {number(_best(trials, objective, direction))}."
     return Plot("How the search went", words, {"data": data, "layout": layout})
 
 
-def confirmed_trials(confirmed: pd.DataFrame, objective: str) -> pd.DataFrame:
+def confirmed_trials(confirmed: pd.DataFrame | None, objective: str) -> pd.DataFrame:
     """Of a table of `searching.confirmation`, the rows of trials that have an interval of this objective over seeds."""
-    if "validation_low" not in confirmed:  # of an earlier release
-        return confirmed[:0]
+    if confirmed is None or "validation_low" not in confirmed:  # without the column: of an earlier release
+        return pd.DataFrame()
     own = (confirmed["objective"] == objective) & confirmed["candidate"].ne("default")
     return confirmed[own & confirmed["validation_low"].notna()]
 

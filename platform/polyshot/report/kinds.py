@@ -130,9 +130,10 @@ def _search(run: RecordedRun) -> Page:
     lead.append(
         "The single tasks were trained with the best trial's settings, too, so that tuning is not sold as sharing."
     )
-    sections = [Section("Tasks", list(_tasks(metrics))), *_trials(run)]
-    if run.has("confirmation.json"):
-        sections.insert(2, _confirmed(run.table("confirmation.json")))
+    confirmed = run.table("confirmation.json") if run.has("confirmation.json") else None
+    sections = [Section("Tasks", list(_tasks(metrics))), *_trials(run, confirmed)]
+    if confirmed is not None:
+        sections.insert(2, _confirmed(confirmed))
     return _page(run, verdict, tone, lead, _trial_facts(run), sections)
 
 
@@ -165,7 +166,7 @@ def _trial_facts(run: RecordedRun) -> list[tuple[str, str]]:
     return facts
 
 
-def _trials(run: RecordedRun) -> list[Section]:
+def _trials(run: RecordedRun, confirmed: pd.DataFrame | None = None) -> list[Section]:
     """What every search shows of its trials."""
     trials, about = run.table("trials.json"), run.values("search.json")
     objective, direction = about["objective"], about["direction"]
@@ -198,9 +199,7 @@ def _trials(run: RecordedRun) -> list[Section]:
             ],
         )
     ]
-    confirmed = run.table("confirmation.json") if run.has("confirmation.json") else None
-    again = None if confirmed is None else charts.confirmed_trials(confirmed, objective)
-    blocks: list[Block] = [charts.search_history(trials, objective, direction, again)]
+    blocks: list[Block] = [charts.search_history(trials, objective, direction, confirmed)]
     if drawn:
         blocks.append(charts.parallel_coordinates(trials, drawn, objective))
     sections.append(Section("Trials", [*blocks, _trials_table(trials, keys, objective)]))

@@ -47,8 +47,7 @@ def search_figures(
     folder.mkdir(parents=True, exist_ok=True)
     for name, direction in objectives.items():
         suffix = f"_{name.replace('/', '_')}" if len(objectives) > 1 else ""
-        again = None if confirmed is None else confirmed_trials(confirmed, name)
-        yield search_history(trials, name, direction, folder / f"search_history{suffix}.png", again)
+        yield search_history(trials, name, direction, folder / f"search_history{suffix}.png", confirmed)
         if name in importances:
             yield parameter_importances(importances[name], folder / f"parameter_importances{suffix}.png")
     if len(responses):
@@ -87,7 +86,7 @@ def search_history(
     """The objective of each trial in the order of their numbers, and the best of the finished ones so far.
 
     Args:
-        confirmed: as `charts.confirmed_trials`.
+        confirmed: as in `search_figures`.
     """
     trials = trials.sort_values("number")
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -102,11 +101,11 @@ def search_history(
     if len(finished):
         best = finished[objective].cummax() if direction == "maximize" else finished[objective].cummin()
         axis.step(finished["number"], best, where="post", color=COLOURS[0], linewidth=1, label="best so far")
-    if confirmed is not None and len(confirmed):
-        mean = confirmed["validation"]
-        ends = [mean - confirmed["validation_low"], confirmed["validation_high"] - mean]
-        words = f"with {confirmed['seeds'].iloc[0]} new seeds, 95 % interval"
-        numbers = confirmed["candidate"].astype(int)
+    if len(again := confirmed_trials(confirmed, objective)):
+        mean = again["validation"]
+        ends = [mean - again["validation_low"], again["validation_high"] - mean]
+        words = f"with {again['seeds'].iloc[0]} new seeds, 95 % interval"
+        numbers = again["candidate"].astype(int)
         axis.errorbar(numbers, mean, yerr=ends, fmt="D", markersize=5, color=COLOURS[2], capsize=3, label=words)
     labels = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # each once
     axis.legend(labels.values(), labels.keys(), frameon=False)

@@ -13,9 +13,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, cast
 
-import optuna
 import ray
 from ray.tune.experiment import Trial
 from ray.tune.result import DONE
@@ -24,7 +24,7 @@ from ray.tune.schedulers import TrialScheduler
 from polyshot.searching.protocol import error_words
 from polyshot.searching.record import Recorder
 from polyshot.searching.searcher import TrialSearcher
-from polyshot.searching.space import build_space
+from polyshot.searching.space import build_space, probes
 from polyshot.searching.trainable import REPORT_SECONDS, SearchContext, checkpoint_path, failed, result_of
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
@@ -71,9 +71,9 @@ def _why_not(study: Study) -> str | None:
         return f"the scheduler is {study.search.scheduler}"
     if study.search.fidelity != "epochs":
         return f"the fidelity is {study.search.fidelity}"
-    space, probe = build_space(study), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=study.seed))
-    reasons = Counter(why_alone(study.with_values(space(probe.ask()))) for _ in range(_PROBES))
-    alone = [reason for reason in reasons.elements() if reason is not None]
+    space = build_space(study)
+    reasons = [why_alone(study.with_values(space(trial))) for trial in islice(probes(study), _PROBES)]
+    alone = [reason for reason in reasons if reason is not None]
     return max(alone, key=alone.count) if len(alone) > _PROBES / 2 else None
 
 

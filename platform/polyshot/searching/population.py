@@ -25,13 +25,12 @@ from ray.tune.schedulers.pb2 import PB2
 
 from polyshot.errors import Problem, StudyError
 from polyshot.searching.protocol import CURRENT, RESOURCE
-from polyshot.searching.space import TrialValues, build_space
+from polyshot.searching.space import TrialValues, build_space, probes
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
 
 # Keys of a trial's config: Optuna's parameters by name; and for PB2 their places in their ranges, from 0 to 1.
 PARAMETERS, PLACES = "parameters", "places"
-_PROBES = 20  # as `space.check_space`
 
 Parameters = Mapping[str, BaseDistribution]
 
@@ -56,15 +55,14 @@ def build_population(study: Study, direction: str, interval: int, age: int = 0) 
         "log_config": False,
         "synch": True,  # compared are trials of equal age, and a copy is as old as the trial was
     }
+    kind: type[_Population] = _Population
     if study.search.scheduler == "pb2":
-        bounds: dict[str, Any] = {PLACES: {name: [0.0, 1.0] for name in parameters}}
-        explore = partial(_with_values, parameters, space, _from_places)
-        bandits = _Bandits(hyperparam_bounds=bounds, custom_explore_fn=explore, **settings)
-        bandits.prepare(study.seed, parameters, age)
-        return bandits
-    mutations: dict[str, Any] = {PARAMETERS: {name: _mutation(each) for name, each in parameters.items()}}
-    explore = partial(_with_values, parameters, space, _within_ranges)
-    population = _Population(hyperparam_mutations=mutations, custom_explore_fn=explore, **settings)
+        kind, read = _Bandits, _from_places
+        settings["hyperparam_bounds"] = {PLACES: {name: [0.0, 1.0] for name in parameters}}
+    else:
+        read = _within_ranges
+        settings["hyperparam_mutations"] = {PARAMETERS: {name: _mutation(each) for name, each in parameters.items()}}
+    population = kind(custom_explore_fn=partial(_with_values, parameters, space, read), **settings)
     population.prepare(study.seed, parameters, age)
     return population
 
@@ -75,10 +73,9 @@ def population_parameters(study: Study) -> dict[str, BaseDistribution]:
     Raises:
         StudyError: where only some trials have a parameter; for `pb2`, where one is no number.
     """
-    space, probe = build_space(study), optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=study.seed))
+    space = build_space(study)
     found: dict[str, BaseDistribution] = {}
-    for _ in range(_PROBES):
-        trial = probe.ask()
+    for trial in probes(study):
         space(trial)
         found = found or dict(trial.distributions)
         if other := set(found.items()) ^ set(trial.distributions.items()):

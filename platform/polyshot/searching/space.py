@@ -6,7 +6,7 @@ Called by the searcher for every trial, and by `check_space` before anything sta
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import optuna
@@ -20,7 +20,7 @@ TrialValues = Callable[[optuna.Trial], dict[str, Any]]
 
 # What a search itself stands on: other values would move it, rename it or change what its trials may use.
 _NOT_SEARCHED = ("name", "storage", "scale", "search", "tracking")
-_PROBES = 20  # random trials of the check; enough to see the branches of a conditional space
+_PROBES = 20  # enough to see the branches of a conditional space
 
 
 def build_space(study: Study) -> TrialValues:
@@ -49,6 +49,14 @@ def build_space(study: Study) -> TrialValues:
     return values
 
 
+def probes(study: Study) -> Iterator[optuna.Trial]:
+    """Random trials to try the space with, of which nothing is kept; the same ones each time."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    probe = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=study.seed))
+    for _ in range(_PROBES):
+        yield probe.ask()
+
+
 def check_space(study: Study, refusal: Callable[[str], str | None] = lambda _: None) -> None:
     """Try the space with random trials, so that a mistake in it ends the search before it begins.
 
@@ -61,10 +69,7 @@ def check_space(study: Study, refusal: Callable[[str], str | None] = lambda _: N
         RunError: when a user's own space cannot be imported.
     """
     space = build_space(study)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    probe = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=study.seed))
-    for _ in range(_PROBES):
-        trial = probe.ask()
+    for trial in probes(study):
         try:
             values = space(trial)
         except StudyError:
