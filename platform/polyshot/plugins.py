@@ -1,13 +1,15 @@
 """Objects that a study names as `package.module:name`: data sources, encoders, search spaces.
 
 The study's own folder is importable, so that a module may stand beside the study file; of two studies in one process,
-each has its own where they give their modules the same name.
+each has its own where they give their modules the same name. The standard library goes before both: what a user calls
+`json.py` is no other library's.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +17,7 @@ from typing import Any
 
 from polyshot.errors import RunError, did_you_mean
 
+_INSTALLED = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}  # the standard library is before them
 _FOLDERS: set[Path] = set()  # of the studies that have named objects in this process
 
 
@@ -40,7 +43,10 @@ def load_object(path: str, folder: Path, place: str) -> Any:
 
 def _put_first(folder: Path, package: str) -> None:
     """Have `package` imported from `folder` if it is there, though another study's has been imported before."""
-    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
+    others = [entry for entry in sys.path if entry != str(folder)]
+    behind = {*_INSTALLED, *map(str, _FOLDERS)}
+    place = next((place for place, entry in enumerate(others) if entry in behind), len(others))
+    sys.path[:] = [*others[:place], str(folder), *others[place:]]
     importlib.invalidate_caches()  # the module may have been written a moment ago
     imported = sys.modules.get(package)
     if imported and _place(imported) in _FOLDERS - {folder} and PathFinder.find_spec(package, [str(folder)]):
