@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -38,8 +39,8 @@ def test_a_module_with_a_name_of_the_standard_library_is_nobody_else_s(tmp_path)
     (tmp_path / "json.py").write_text("raise AssertionError('not the standard library')\n")
     (tmp_path / "mine_beside.py").write_text("MADE = 1\n")
     load_object("mine_beside:MADE", tmp_path, "here")
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(json.loads, ["[1]"]) == [1]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(json.loads, "[1]").result() == [1]
 
 
 def test_a_module_beside_the_study_goes_before_an_installed_one(tmp_path):
