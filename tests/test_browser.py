@@ -285,6 +285,31 @@ def test_charts_show_learning_curves_of_trials(ui, server, found, picture) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "study", "parameter", "best"), [
+    ("search", "houses", "tasks.price.weight", max),
+    ("meta", "waves", "meta.learner.rate", min),
+])  # fmt: skip
+def test_the_menu_of_views_has_the_trials_best_first(ui, server, found, picture, kind, study, parameter, best) -> None:
+    show(ui, server, f"experiments/{found['experiments'][study]}/runs")
+    ui.get_by_role("button", name="Views").click()
+    ui.get_by_text(f"{kind}-1", exact=True).last.click()
+    ui.get_by_role("button", name="Exit shared view").wait_for()
+    ui.locator(".ag-row", has_text=f"{kind}-1").wait_for(state="detached")
+    names = [name.strip() for name in ui.locator(".ag-header-cell").all_inner_texts()]
+    assert "objective" in names
+    assert any(parameter.startswith(name) for name in names if name not in ("", "objective"))
+    cells = ui.locator(".ag-cell[col-id*='objective']").evaluate_all(
+        "all => all.map(e => [Number(e.closest('.ag-row').getAttribute('row-index')), e.innerText])"
+    )
+    shown = [float(text) for _, text in sorted(cells) if text.strip() not in ("", "-")]
+    assert len(shown) >= 6 and shown[0] == best(shown)
+    assert ui.locator(".ag-row", has_text="baseline").count() == 0
+    if kind == "search":
+        picture(ui, "mlflow-view")
+    ui.get_by_role("button", name="Exit shared view").click()
+
+
+@pytest.mark.slow
 def test_the_page_of_a_model_has_its_signature(ui, server, found, picture) -> None:
     show(ui, server, f"experiments/{found['experiments']['houses']}/models/{found['model']}/artifacts")
     ui.get_by_text("MLmodel", exact=True).first.click()

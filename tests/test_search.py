@@ -207,6 +207,21 @@ def test_every_trial_and_baseline_is_a_run_under_the_searchs(whole):
     assert runs.loc["search-1", "status"] == "FINISHED"
 
 
+def test_a_saved_view_shows_the_trials_best_first_with_what_was_searched(whole):
+    from mlflow.tracking import MlflowClient
+
+    from polyshot.tracking.store import resolve
+
+    study, result, _ = whole
+    tags = MlflowClient(resolve(study).uri).get_experiment_by_name("houses").tags
+    view = json.loads(tags["mlflow.sharedViewState.search-1"])
+    state = json.loads(view["state"])
+    assert view["name"] == "search-1" and result.mlflow_id in state["searchFilter"]
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`objective`", False)
+    searched = {f"params.`{key}`" for key in result.best_values}
+    assert searched | {"metrics.`val/price/rmse`", "metrics.`val/sold/roc_auc`"} < set(state["selectedColumns"])
+
+
 def test_learning_curves_have_every_epoch_once(whole):
     study, result, _ = whole
     for number, steps in curves(study).items():

@@ -68,6 +68,11 @@ class Objective:
         return tuple("minimize" if is_lower_better(name) else "maximize" for name in self.names)
 
     @property
+    def logged_names(self) -> list[str]:
+        """The objectives as metrics in MLflow: `objective`, or `objective/<name>` of several."""
+        return ["objective"] if self.is_one else [f"objective/{name}" for name in self.names]
+
+    @property
     def costs(self) -> list[str]:
         """The costs that are asked for."""
         return [name for name in COSTS if self._asks_for(name)]

@@ -293,10 +293,8 @@ class Recorder(tune.Callback):
         return best
 
     def _named(self, values: Sequence[float]) -> dict[str, float]:
-        """The objectives' values as MLflow's metrics: `objective`, or `objective/<name>` of several."""
-        if self._objective.is_one:
-            return {"objective": values[0]}
-        return {f"objective/{name}": value for name, value in zip(self._objective.names, values, strict=True)}
+        """The objectives' values as MLflow's metrics."""
+        return dict(zip(self._objective.logged_names, values, strict=True))
 
     def _ended(self) -> list[FrozenTrial]:
         return [trial for trial in self._optuna.get_trials(deepcopy=False) if trial.state.is_finished()]

@@ -305,6 +305,7 @@ class Sweep:
         directions = dict(zip(objective.names, objective.directions, strict=True))
         # Values that changed on the way are no reason of what a trial reached in the end.
         is_constant = not self._study.search.is_population
+        self._save_view(best, is_constant)
         found = importances(self.optuna, objective.names, self._study.seed) if is_constant else {}
         first, *_ = objective.names
         shares = found[first]["ped_anova"].to_dict() if found else {}
@@ -322,6 +323,15 @@ class Sweep:
         ]
         for figure in figures:
             self._parent.log_artifact(figure, "plots")
+
+    def _save_view(self, best: FrozenTrial, is_constant: bool) -> None:
+        """For MLflow's UI: the trials, the best first, with what they reached and what was searched."""
+        values, objective = best.user_attrs[VALUES], self._subject.objective
+        metrics = [*objective.logged_names, *(f"val/{name}" for name in validation_metrics(best))]
+        if not is_constant:
+            metrics += [f"value/{key}" for key in values]
+        ascending = objective.directions[0] == "minimize"
+        self._parent.save_view(metrics, list(values) if is_constant else [], ascending=ascending)
 
     def outcome(self, best: FrozenTrial) -> dict[str, Any]:
         """What the result's file says of every search: see `ended_search`."""

@@ -24,6 +24,7 @@ from polyshot.errors import TrackingError
 from polyshot.tracking import spool as files
 from polyshot.tracking.spool import Event, State
 from polyshot.tracking.store import Store
+from polyshot.tracking.view import saved_view
 
 KEY_TAG, SPOOL_TAG, EVENT_TAG = "polyshot.key", "polyshot.spool", "polyshot.event"
 CHUNK_BYTES = 1 << 18  # of events between two notes of how far the writer has come: some thousand points
@@ -169,6 +170,16 @@ class Replay:
                 self._client.log_artifact(self._run_id(key), str(source), target)
         elif kind == "model":
             self._log_model(self._run_id(key), self.folder / event["file"], place)
+        elif kind == "view":
+            tag = saved_view(
+                event["name"],
+                self._run_id(key),
+                event["metrics"],
+                event["params"],
+                ascending=event["ascending"],
+                time=event["time"],
+            )
+            self._client.set_experiment_tag(self.state.experiment_id, *tag)
 
     def _start(self, event: Event) -> None:
         key = event["key"]

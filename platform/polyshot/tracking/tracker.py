@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -87,6 +87,14 @@ class Run:
     def log_model(self, folder: Path) -> None:
         """Log a model folder, as `saved_model.save_model` writes it, as the run's model."""
         self._tracker._emit("model", self.key, file=self._tracker._spool.keep(Path(folder), "model"))
+
+    def save_view(self, metrics: Sequence[str], params: Sequence[str], *, ascending: bool) -> None:
+        """Save, under this run's name, a view of its trials for the UI, ordered by the first metric.
+
+        Args:
+            metrics, params: the columns.
+        """
+        self._tracker._emit("view", self.key, name=self.name, metrics=[*metrics], params=[*params], ascending=ascending)
 
     def end(self, status: Status = "FINISHED", ended: float | None = None) -> None:
         """
