@@ -328,7 +328,7 @@ def stories(head, tmp_path_factory) -> Stories:
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_job_trains_with_the_user_s_modules_and_ends_with_zero(stories):
     code, out, err = stories.ended
     assert code == 0, out + err
@@ -338,7 +338,7 @@ def test_a_job_trains_with_the_user_s_modules_and_ends_with_zero(stories):
     assert "succeeded, exit code 0" in err
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_fault_of_the_user_s_comes_back_as_exit_code_2_with_its_sentence(stories):
     code, out, err = stories.fault
     assert code == 2, out + err
@@ -346,7 +346,7 @@ def test_a_fault_of_the_user_s_comes_back_as_exit_code_2_with_its_sentence(stori
     assert "failed, exit code 2" in err
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_ctrl_c_leaves_the_job_running_and_stop_ends_it_so_that_it_can_go_on(stories, head):
     code, _, err = stories.detached
     assert code == 130
@@ -360,7 +360,7 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it_so_that_it_can_go_on(sto
     assert state["status"] == "running"  # what the same command takes up again
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_no_secret_is_in_what_the_cluster_knows_and_writes(stories, head):
     code, out, err = head.polyshot("jobs", "--json")
     assert code == 0
@@ -373,7 +373,7 @@ def test_no_secret_is_in_what_the_cluster_knows_and_writes(stories, head):
         assert [path for path in written if secret.encode() in path.read_bytes()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("stories")
 def test_a_wrong_token_and_an_unknown_job_are_said(head):
     code, out, err = head.polyshot("jobs", **token("another"))

@@ -27,7 +27,8 @@ from polyshot.training.loop import Epoch
 from polyshot.training.world import World
 from polyshot.verbs.meta import ACTIVITY, begin, meta_learn
 
-pytestmark = pytest.mark.timeout(900)  # a group of workers takes ten seconds to start, on a busy machine a minute
+# A group of workers takes ten seconds to start, on a busy machine a minute.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def waves(folder: Path, **values: Any) -> Study:

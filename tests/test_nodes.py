@@ -22,7 +22,7 @@ from polyshot.searching.searcher import open_study
 from polyshot.study import Study
 from polyshot.verbs.search import search
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 ENCODER = """\
 import time

@@ -453,6 +453,7 @@ def test_more_workers_than_cpus_are_refused_before_anything_is_made(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_trials_of_several_workers_are_stopped_early_and_give_everything_back(tmp_path):
     import ray
 

@@ -32,7 +32,8 @@ VALUES = {
     "model.encoder.activation": "tanh",
 }
 
-pytestmark = pytest.mark.timeout(900)  # a group of workers takes ten seconds to start, on a busy machine a minute
+# A group of workers takes ten seconds to start, on a busy machine a minute.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
