@@ -352,10 +352,13 @@ def test_ctrl_c_leaves_the_job_running_and_stop_ends_it_so_that_it_can_go_on(sto
     assert code == 130
     assert f"the job goes on; polyshot logs {stories.stopped} -f --address {head.address} follows it" in err
     assert head.polyshot("status", stories.stopped)[1].startswith("running\n")
+    watcher = head.start("watch", stories.stopped)
     assert head.polyshot("stop", stories.stopped)[:2] == (0, "it stops\n")
     code, out, _ = head.polyshot("logs", stories.stopped, "-f")
     assert code == 130
     assert "stopped; the same command goes on from here" in out
+    seen, _ = watcher.communicate(timeout=300)
+    assert (watcher.returncode, seen.count("multi-task model: started")) == (130, 1)
     state = json.loads((stories.storage / "train-1" / "run.json").read_text())
     assert state["status"] == "running"  # what the same command takes up again
 
