@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from conftest import STUDY, learnable_table
 
 import polyshot
 from polyshot import PolyshotError, Study
+from polyshot.progress import Progress
+from polyshot.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +186,16 @@ def test_json_output_is_for_machines(polyshot, houses):
     assert Path(values["folder"], "model", "weights.pt").exists()
 
 
+class Told(Progress):
+    """Remembers the epochs that were trained."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def advance(self, activity: str, completed: int, words: str = "") -> None:  # noqa: ARG002
+        self.epochs.append(completed)
+
+
 def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_result(tmp_path):
     learnable_table().to_csv(tmp_path / "houses.csv", index=False)
     slow = STUDY.replace("epochs: 4", "epochs: 200\n  checkpoint_seconds: 0\n  early_stopping: null")
@@ -197,10 +211,10 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_result(tmp_pa
     process.wait()
 
     os.chdir(tmp_path)
-    study = Study.load("study.yaml")
-    resumed = polyshot.train(study, baselines=False)
+    study, told = Study.load("study.yaml"), Told()
+    resumed = polyshot.train(study, baselines=False, progress=told)
     assert resumed.folder.name == "train-1"
-    assert len(resumed.curves) == 200
+    assert told.epochs[0] > 1 and told.epochs[-1] == len(resumed.curves) == 200
     undisturbed = polyshot.train(study, baselines=False, fresh=True)
     assert undisturbed.folder.name == "train-2"
     pd.testing.assert_frame_equal(resumed.metrics, undisturbed.metrics)
@@ -209,8 +223,6 @@ def test_a_killed_training_goes_on_from_its_checkpoint_to_the_same_result(tmp_pa
 
 
 def test_two_processes_do_not_work_on_one_run(houses, monkeypatch):
-    from polyshot.run_folder import RunFolder
-
     monkeypatch.chdir(houses.parent)
     study = Study.load(houses)
     first = RunFolder.open(study, "train", "digest")
@@ -221,6 +233,32 @@ def test_two_processes_do_not_work_on_one_run(houses, monkeypatch):
     other.close("finished")
     first.close("failed")
     assert RunFolder.open(study, "train", "digest").key == "train-1"
+
+
+def _try_to_open(study, digest, together, outcomes):
+    together.wait()
+    try:
+        folder = RunFolder.open(study, "train", digest)  # held until all have tried
+        outcomes.put(folder.key)
+    except PolyshotError as fault:
+        outcomes.put(str(fault))
+    together.wait()
+
+
+def test_of_processes_that_start_one_study_at_once_one_works_and_the_others_say_so(houses, monkeypatch):
+    monkeypatch.chdir(houses.parent)
+    study, fork = Study.load(houses), multiprocessing.get_context("fork")
+    for number in range(1, 11):
+        together, outcomes = fork.Barrier(4), fork.SimpleQueue()
+        starts = [fork.Process(target=_try_to_open, args=(study, str(number), together, outcomes)) for _ in range(4)]
+        for start in starts:
+            start.start()
+        for start in starts:
+            start.join()
+        said = [outcomes.get() for _ in starts]
+        assert [
+            words for words in said if not re.search(r"another process \(process \d+\) works on this run", words)
+        ] == [f"train-{number}"]
 
 
 def test_a_table_in_memory_takes_the_place_of_the_source(houses, monkeypatch):

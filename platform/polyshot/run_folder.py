@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -46,19 +46,17 @@ class RunFolder:
         Raises:
             RunError: when another process works in the run that would be resumed, or the folder cannot be made.
         """
-        for earlier in [] if fresh else runs(study, verb, digest):
-            state = _read_state(earlier)
-            if state["status"] in ("running", "failed") or reopen_finished:
-                return cls._locked(earlier, state, resumed=True)
-        path = study.storage_folder / f"{verb}-{max(_numbers(study, verb), default=0) + 1}"
-        state = {"verb": verb, "digest": digest, "started": time.time()}
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise RunError(f"storage: the folder {path} cannot be made ({error.strerror}); choose another") from error
-        folder = cls._locked(path, state, resumed=False)
-        (path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
-        return folder
+        with _one_at_a_time(study.storage_folder):
+            for earlier in [] if fresh else runs(study, verb, digest):
+                state = _read_state(earlier)
+                if state["status"] in ("running", "failed") or reopen_finished:
+                    return cls._locked(earlier, state, resumed=True)
+            path = study.storage_folder / f"{verb}-{max(_numbers(study, verb), default=0) + 1}"
+            state = {"verb": verb, "digest": digest, "started": time.time()}
+            path.mkdir()
+            folder = cls._locked(path, state, resumed=False)
+            (path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
+            return folder
 
     @classmethod
     def _locked(cls, path: Path, state: dict[str, Any], *, resumed: bool) -> RunFolder:
@@ -94,6 +92,22 @@ class RunFolder:
     def close(self, status: str) -> None:
         self.set_status(status)
         self._lock.close()
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of processes that start at once, the first has chosen its run's folder and locked it before another looks.
+
+    Raises:
+        RunError: when nothing can be made in `folder`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".opening").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise RunError(f"storage: {folder} cannot be written ({error.strerror}); choose another") from error
 
 
 def runs(study: Study, verb: str, digest: str) -> Iterator[Path]:
