@@ -1,4 +1,4 @@
-"""Several nodes: what is lost when one dies with a trial on it, or all of them, and what every node must see."""
+"""Several nodes: that verbs run over them, what is lost when one or all of them die, and what every node must see."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ import psutil
 import pytest
 import ray
 from conftest import STUDY, learnable_table
+from helpers_transfer import table, target_study, trained_source
 from ray.cluster_utils import Cluster
+from test_meta_distributed import waves
+from test_transfer_search import SMALL
 
 from polyshot.cluster.ray import ray_session
 from polyshot.errors import ResourceError
+from polyshot.meta.episodes import build_source
+from polyshot.meta.training import MetaRun
 from polyshot.searching.searcher import open_study
 from polyshot.study import Study
+from polyshot.verbs.meta import meta_learn
 from polyshot.verbs.search import search
+from polyshot.verbs.transfer_search import transfer_search
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -155,6 +162,31 @@ def test_storage_that_a_node_does_not_see_is_refused_before_anything_is_trained(
 
 
 @pytest.mark.slow
+def test_meta_training_by_a_worker_on_each_node_is_that_of_one_process(cluster, tmp_path, monkeypatch):
+    for part in ("ENABLE_PREEMPTION_WATCHER", "METRICS_ENABLED"):  # as few processes as Ray Train can do with
+        monkeypatch.setenv(f"RAY_TRAIN_{part}", "0")
+    # Each needs a processor, of which each node has one.
+    values = {"scale.address": cluster.address, "scale.workers": 2, "scale.min_workers": 2, "meta.iterations": 300}
+    study = waves(tmp_path, **values)
+    alone = MetaRun(study, build_source(study))
+    losses = [epoch.metrics["val/loss"] for epoch in alone.epochs()]
+    result = meta_learn(study, baselines=False)
+    assert list(result.curves["val/loss"]) == pytest.approx(losses, rel=1e-2)
+    assert result.table["mean"].iloc[-1] < result.table["mean"].iloc[0]  # what was learnt came back
+
+
+@pytest.mark.slow
+def test_a_search_of_transfer_runs_to_its_end_over_two_nodes(cluster, tmp_path):
+    trained_source(tmp_path, rows=300, **{"training.epochs": 2})
+    study = target_study(tmp_path, rows=300, **SMALL, **{"scale.address": cluster.address}).with_values(
+        {"search.concurrency": 2, "search.scheduler": "none"}
+    )
+    result = transfer_search(study)
+    assert list(result.trials["state"]) == ["finished"] * 4
+    assert len(result.best.model.predict(table(20, 3))) == 20
+
+
+@pytest.mark.slow
 def test_a_node_that_dies_with_a_trial_costs_what_came_after_its_last_checkpoint(cluster, tmp_path):
     study = make(tmp_path, cluster.address)
     driver = start(tmp_path)
@@ -178,7 +210,7 @@ def test_a_search_whose_cluster_is_lost_goes_on_from_its_storage_on_another(clus
     study = make(tmp_path, cluster.address)
     driver = start(tmp_path)
     try:
-        until(lambda: len(nodes_of_batches(tmp_path)) >= EPOCHS * BATCHES + 20 or driver.poll() is not None)
+        until(lambda: len(nodes_of_batches(tmp_path)) >= EPOCHS * BATCHES + 40 or driver.poll() is not None)
         cluster.shutdown()
         assert driver.wait(120) != 0
     finally:
