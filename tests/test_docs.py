@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import shlex
 import textwrap
 from collections.abc import Iterator
@@ -77,6 +78,24 @@ def test_every_tutorial_is_run():
     run = (ROOT / ".ci" / "tutorials").read_text(encoding="utf-8")
     pages = [page for folder in ("tutorials", "coming-from") for page in (ROOT / "docs" / folder).glob("*.md")]
     assert [page.name for page in pages if f'"{page.parent.name}/{page.name}"' not in run] == []
+
+
+def test_every_fault_that_is_survived_has_protections_that_stand_in_the_code():
+    lines = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").splitlines()
+    table = [line.removeprefix("| ") for line in lines if line.startswith("| ") and "`test_" in line]
+    protections = runpy.run_path(str(ROOT / ".ci" / "protections"))
+    faults = {line: [each for each in protections["PROTECTIONS"] if line.startswith(each.row)] for line in table}
+    assert [line for line, own in faults.items() if not own] == []
+    assert sum(map(len, faults.values())) == len(protections["PROTECTIONS"])
+    files = {place: source for source, place in protections["PLACES"].items()}
+    for line, own in faults.items():
+        for each in own:
+            file, _, name = each.test.partition("::")
+            assert file in line and name.partition("[")[0] in line
+            assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+            place = max((place for place in files if f"polyshot/{each.file}".startswith(place)), key=len)
+            code = ROOT / files[place] / f"polyshot/{each.file}".removeprefix(f"{place}/")
+            assert [old for old, _ in each.changes if code.read_text(encoding="utf-8").count(old) != 1] == [], each.file
 
 
 def test_the_site_s_headings_are_those_of_the_command_line():

@@ -27,6 +27,7 @@ from polyshot.searching.searcher import open_study
 from polyshot.searching.starts import starts
 from polyshot.study import Study
 from polyshot.training.baselines import train_baselines
+from polyshot.training.checkpoint import load_checkpoint
 from polyshot.verbs.search import SearchResult, saved_result, search
 
 PARTS = """\
@@ -554,13 +555,15 @@ class Impatient(Progress):
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_and_then_interrupted_goes_on_and_repeats_no_trial(tmp_path):
+def test_a_search_that_is_killed_and_then_interrupted_goes_on_and_repeats_no_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr("polyshot.searching.record._KEPT_CHECKPOINTS", 7)  # to look into those that went on
     study = make(
         tmp_path,
         search__trials=7, search__scheduler="none", search__sampler="random", search__concurrency=2,
         training__epochs=60, training__early_stopping=None, training__checkpoint_seconds=0.0,
     )  # fmt: skip
-    (tmp_path / "study.yaml").write_text(study.to_yaml())
+    # The process that is killed packs two trials at a time; those that go on have them under Ray.
+    (tmp_path / "study.yaml").write_text(study.with_values({"search.pack": 2}).to_yaml())
     folder = study.storage_folder / "search-1"
     direction = "maximize"
 
@@ -568,18 +571,34 @@ def test_a_search_that_is_killed_and_then_interrupted_goes_on_and_repeats_no_tri
         trials = open_study(study, folder / "optuna.journal", direction).trials
         return {t.number: (t.state, t.params, t.value, t.datetime_complete) for t in trials if t.state.is_finished()}
 
-    assert killed(tmp_path, lambda done: done >= 2) == -signal.SIGKILL
-    after_kill = ended()
+    def trained(number: int) -> list[dict]:
+        """The epochs in the trial's checkpoint; their seconds tell an epoch from the same one trained again."""
+        state = load_checkpoint(folder / "trials" / f"trial-{number:04d}" / "checkpoint.pt")
+        return state["history"] if state else []
+
+    def under_way() -> dict[int, list[dict]]:
+        return {number: epochs for number in range(7) if 0 < len(epochs := trained(number)) < 200}
+
+    def one_is_under_way(done: int) -> bool:
+        deadline = time.monotonic() + 60
+        while done >= 2 and not under_way() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return done >= 2
+
+    assert killed(tmp_path, one_is_under_way) == -signal.SIGKILL
+    after_kill, left = ended(), under_way()
+    assert left
     assert 2 <= len(after_kill) < 7
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
 
     with pytest.raises(KeyboardInterrupt):
-        search(Study.load(tmp_path / "study.yaml"), progress=Impatient(4))
+        search(study, progress=Impatient(4))
     after_interrupt = ended()
     assert 4 <= len(after_interrupt) < 7
+    assert child_runs(study).set_index("run").loc["search-1", "status"] == "KILLED"
     assert json.loads((folder / "run.json").read_text())["status"] == "running"
 
-    result = search(Study.load(tmp_path / "study.yaml"))
+    result = search(study)
     finished = ended()
     assert result.folder == folder
     assert list(finished) == list(range(7))
@@ -587,7 +606,8 @@ def test_a_search_that_is_killed_and_then_interrupted_goes_on_and_repeats_no_tri
     assert {number: finished[number] for number in after_interrupt} == after_interrupt
     assert all(state == TrialState.COMPLETE for state, *_ in finished.values())
     assert len({tuple(params.values()) for _, params, *_ in finished.values()}) == 7
-    # What was under way when the process died went on from its checkpoint: no epoch was logged twice.
+    # What was under way when the process died went on from its checkpoint: no epoch was trained or logged twice.
+    assert {number: trained(number)[: len(epochs)] for number, epochs in left.items()} == left
     for steps in curves(study).values():
         assert len(steps) == len(set(steps))
         assert steps[-1] == 60

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from polyshot.errors import TrackingError
@@ -258,7 +259,7 @@ def test_no_credentials_reach_the_disk_and_no_spool_is_left(recorded):
 # --- several producers, and dead ones --------------------------------------------------------------------------------
 
 PRODUCER = """
-import sys, time
+import os, signal, sys, time
 from polyshot.study import Study
 from polyshot.tracking.tracker import Tracker
 storage, study, key, fate = sys.argv[1:]
@@ -271,6 +272,10 @@ for step in range(1, 301):
 if fate == "hangs":
     print("ready", flush=True)
     time.sleep(600)
+if fate == "loses its writer":
+    while tracker._writer.has_ended or not tracker._writer._process:
+        time.sleep(0.05)
+    os.kill(tracker._writer._process, signal.SIGKILL)
 run.end()
 assert tracker.close(180) is None
 """
@@ -282,7 +287,9 @@ def test_processes_that_start_on_one_new_store_at_once_all_arrive_even_one_that_
         command = [sys.executable, "-c", PRODUCER, str(tmp_path), study, key, fate]
         return subprocess.Popen(command, stdout=subprocess.PIPE)
 
-    doomed, *others = [producer("one", "a", "hangs"), producer("one", "b", "ends"), producer("two", "c", "ends")]
+    doomed, *others = [
+        producer("one", "a", "hangs"), producer("one", "b", "ends"), producer("two", "c", "loses its writer"),
+    ]  # fmt: skip
     assert doomed.stdout.readline() == b"ready\n"
     doomed.send_signal(signal.SIGKILL)
     assert [process.wait(PATIENCE) for process in others] == [0, 0]
@@ -339,6 +346,14 @@ def server(recorded) -> Iterator[Server]:
     server = Server(Path(recorded[0].storage))
     yield server
     server.kill()
+
+
+@pytest.mark.slow
+def test_the_ui_listens_on_loopback_only(server):
+    tree = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+    listening = [own.laddr for each in tree for own in each.net_connections("inet") if own.status == psutil.CONN_LISTEN]
+    assert server.port in [address.port for address in listening]
+    assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
 @pytest.mark.slow
@@ -414,15 +429,27 @@ def test_a_server_that_hangs_slows_nothing_and_what_is_kept_is_sent_once_by_sync
 
 
 class Faulty(http.server.ThreadingHTTPServer):
-    """Stands before a server. While `faulty` it answers 500 to everything, half of which it has passed on before."""
+    """Stands before a server, and answers 500 to the first request at all, which it has not passed on, and to the first
+    that creates a run, that updates one and that brings metrics, which it has."""
+
+    FAULTS = ("any", "create", "update", "metrics")
 
     def __init__(self, behind: str):
         super().__init__(("127.0.0.1", 0), _PassOn)
         self.behind = behind
         self.address = f"http://127.0.0.1:{self.server_port}"
-        self.faulty = False
-        self.refused: list[str] = []
+        self.faults = list(self.FAULTS)
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def fault(self, path: str, body: bytes) -> str | None:
+        """The fault that this request meets, if any."""
+        kind = "metrics" if path.endswith("/log-batch") and b'"metrics"' in body else path.rpartition("/")[2]
+        if "any" in self.faults and kind != "health":
+            kind = "any"
+        if kind not in self.faults:
+            return None
+        self.faults.remove(kind)
+        return kind
 
 
 class _PassOn(http.server.BaseHTTPRequestHandler):
@@ -434,13 +461,12 @@ class _PassOn(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         headers = {name: value for name, value in self.headers.items() if name != "Host"}
         status, content = 500, b"Internal Server Error"
-        if self.server.faulty:
-            self.server.refused.append(self.path)
-        if not self.server.faulty or len(self.server.refused) % 2:
+        fault = self.server.fault(self.path, body)
+        if fault != "any":
             passed = requests.request(
                 self.command, self.server.behind + self.path, data=body, headers=headers, timeout=60
             )
-            if not self.server.faulty:
+            if fault is None:
                 status, content = passed.status_code, passed.content
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
@@ -459,18 +485,20 @@ def test_a_server_that_answers_500_has_every_point_once_when_it_is_well_again(se
     try:
         study = study_in(tmp_path, "faulty", tracking={"uri": front.address})
         tracker = Tracker.open(study)
-        front.faulty = True
-        run = tracker.start_run("train-1", "train-1")
+        first = tracker.start_run("train-1", "train-1")
+        first.end()
+        until(lambda: "500" in files.State.load(tracker._folder).trouble)
+        until(lambda: tracker.mlflow_id(first) is not None)
+        run = tracker.start_run("train-2", "train-2")
+        until(lambda: tracker.mlflow_id(run) is not None)
         for step in range(1, 501):
             run.log_metrics({"loss": 1 / step}, step=step)
         run.end()
-        until(lambda: len(front.refused) >= 6)
-        assert "500" in files.State.load(tracker._folder).trouble
-        front.faulty = False
         assert tracker.close(PATIENCE) is None
-        table = runs_table(study)
-        assert list(table["status"]) == ["FINISHED"]
-        assert [step for step, _ in history(server.address, table.index[0], "loss")] == list(range(1, 501))
+        assert front.faults == []
+        table = runs_table(study).set_index("run")
+        assert list(table["status"].sort_index().items()) == [("train-1", "FINISHED"), ("train-2", "FINISHED")]
+        assert [step for step, _ in history(server.address, tracker.mlflow_id(run), "loss")] == list(range(1, 501))
     finally:
         front.shutdown()
         front.server_close()
