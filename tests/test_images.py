@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
 
@@ -327,6 +328,18 @@ def test_the_cifar_examples_learn_each_set_and_both_together(tmp_path, monkeypat
         assert len(run.history) == 1
     assert [len(own) for own in (prepared.train, prepared.validation, prepared.test)] == [36 + 36, 4 + 4, 8 + 10]
     assert prepared.train.mask.sum(0).tolist() == [36, 36]  # each has labels of its own set
+
+
+def test_the_cifar_examples_train_their_resnet(tmp_path, monkeypatch) -> None:
+    """Nothing of them is changed but how long they train, and on how many images."""
+    cifar_files(tmp_path)
+    monkeypatch.setenv("POLYSHOT_DATA", str(tmp_path))
+    short = {"training.epochs": 1, "data.arguments": {"rows": 4}, "scale.device": "cpu"}
+    study = Study.load(EXAMPLES / "cifar" / "source.yaml").with_values(short)
+    run = trained(study, prepare(study))
+    encoder = run.model.sharing.encoder
+    assert sum(value.numel() for value in encoder.parameters()) == 11_168_832  # a ResNet-18 of 3 × 3 at its beginning
+    assert math.isfinite(run.history[0].metrics["train/loss"])
 
 
 def test_the_cifar_example_moves_an_encoder(tmp_path, monkeypatch) -> None:

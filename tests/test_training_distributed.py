@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,8 +17,10 @@ import pytest
 import ray
 import ray.train
 import torch
-from helpers_training import make_prepared, make_study
+from helpers_media import requests, tiny_transformer
+from helpers_training import make_prepared, make_study, trained
 
+from polyshot.data.prepare import prepare
 from polyshot.errors import ResourceError, RunError
 from polyshot.training.checkpoint import save_checkpoint
 from polyshot.training.distributed import Meeting, lead, outcome, train_distributed
@@ -161,6 +164,32 @@ def test_no_worker_is_left_behind(story):
     while _workers() and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not _workers()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_transformer_divided_over_two_workers_learns_what_one_process_learns(tmp_path):
+    pytest.importorskip("transformers")
+    encoder = tiny_transformer(tmp_path / "encoder")
+    settings = json.loads((encoder / "config.json").read_text())
+    without_dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)  # each draws its own
+    (encoder / "config.json").write_text(json.dumps(settings | without_dropout))
+    values = {
+        "data.columns": {"words": "text"},
+        "data.ignore": ["slots"],
+        "model.encoder": {"kind": "transformer", "model": str(encoder), "max_tokens": 12},
+        "training.epochs": 2,
+    }
+    study = make_study(values, {"intent": {"kind": "binary"}, "length": {"kind": "regression"}})
+    prepared = prepare(study, requests(60))
+    alone = trained(study, prepared)
+    divided = study.with_values({"scale.workers": 2, "scale.shard": True, "model.encoder.checkpoint_activations": True})
+    told = []
+    state = train_distributed(divided, prepared, tmp_path / "run", on_epoch=told.append)
+    for epoch, expected in zip(told, alone.history, strict=True):
+        assert epoch.metrics == pytest.approx(expected.metrics, rel=1e-3)
+    for name, value in alone.state_dict()["model"].items():
+        torch.testing.assert_close(state["model"][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,25 @@ def test_activations_computed_again_give_the_same_gradients(tiny) -> None:
         torch.testing.assert_close(runs[1][name], value, msg=name)
 
 
+def test_layers_divided_and_computed_again_in_parts_learn_the_same(tiny, tmp_path) -> None:
+    """All that makes large encoders fit, together; two workers are in test_training_distributed.py."""
+    parts = {"training.accumulate": 3}  # each draws the units to drop, so that both runs must have them
+    large = parts | {"model.encoder.checkpoint_activations": True}
+    prepared = prepare(study_of(tiny), requests(60))
+    expected = trained(study_of(tiny, parts), prepared)
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        run = TrainingRun(study_of(tiny, large), prepared, shard=True)
+        list(run.epochs())
+        state = run.state_dict()["model"]
+    finally:
+        torch.distributed.destroy_process_group()
+    losses = [[epoch.metrics["val/loss"] for epoch in found.history] for found in (run, expected)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for name, value in expected.state_dict()["model"].items():
+        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_the_encoder_learns_at_a_rate_of_its_own_and_lower_layers_more_slowly(tiny) -> None:
     values = {
         "training.epochs": 1,
