@@ -14,10 +14,12 @@ from sklearn.decomposition import PCA
 
 from polyshot.errors import RunError, StudyError
 from polyshot.study import Study
+from polyshot.transfer.problem import TargetData
 from polyshot.transfer.transferability.h_score import h_score
 from polyshot.transfer.transferability.leep import leep
 from polyshot.transfer.transferability.logme import logme
 from polyshot.verbs.features import features
+from polyshot.verbs.transfer import find_sources
 from polyshot.verbs.transfer_sources import rank_sources
 
 
@@ -89,6 +91,28 @@ def test_a_helpful_source_ranks_above_a_harmful_one(runs: Path) -> None:
     assert ranked["leep_task"].tolist() == ["sold", "sold"] and ranked["columns"].tolist() == [INPUTS, INPUTS]
     for measure in ("logme", "h_score", "leep"):
         assert ranked[measure][0] > ranked[measure][1]
+
+
+def test_sources_rank_by_the_representation_that_a_transfer_would_use(runs: Path, polyshot) -> None:
+    """Of a source whose tasks have an encoder each, that of `transfer.source_task`; others have no such task."""
+    soft = {"name": "apart", "model.sharing.kind": "soft", "tasks.price": {"kind": "regression"}, "training.epochs": 2}
+    trained_source(runs, rows=300, **soft)
+    study = runs / "target.yaml"
+    found = {}
+    for task in ("sold", "price"):
+        named = ("--set", f"transfer.source_task={task}")
+        outcome = polyshot("rank-sources", study, "apart", "helpful", "--json", *named)
+        assert outcome.code == 0 and f"what the head of '{task}' reads" in outcome.err
+        found[task] = {row["source"]: row for row in outcome.json()}
+        own = Study.load(study).with_values({"transfer.source": "apart", "transfer.source_task": task})
+        source = find_sources(own).main
+        train = TargetData.of(own).read_by(source).train
+        features = source.encoder.eval()(train.features).detach().numpy()
+        assert found[task]["apart"]["logme"] == pytest.approx(logme(features, train.targets[:, 0].numpy(), True))
+    assert found["sold"]["apart"]["logme"] != found["price"]["apart"]["logme"]
+    assert found["sold"]["helpful"] == found["price"]["helpful"]
+    refused = polyshot("rank-sources", study, "apart", "helpful", "--set", "transfer.source_task=prize")
+    assert refused.code == 2 and "has no task 'prize'; name one of sold, price" in refused.err
 
 
 def test_features_of_layers_go_to_a_file(runs: Path, polyshot) -> None:

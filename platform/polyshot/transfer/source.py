@@ -117,18 +117,23 @@ class Source:
 
     def notes(self, table: pd.DataFrame, study: Study) -> list[str]:
         """What the user should know of what is transferred, and of columns that only one table has, a sentence each."""
-        reading, notes = self.reading(table, study), []
-        if len(self.readers) < len(self.saved.targets):
-            sharing, task = self.saved.study.model.sharing.kind, self.saved.targets[self._place].task
-            notes.append(
-                f"The tasks of '{self.name}' share by '{sharing}': what the head of '{task}' reads is transferred; "
-                "transfer.source_task names another."
-            )
+        reading, notes = self.reading(table, study), self.sharing_notes
         if absent := [name for name in self._columns if name in reading.blank]:
             notes.append(f"'{self.name}' learnt from columns that count as missing here: {_listed(absent)}.")
         if added := [name for name in feature_columns(table, study) if name not in reading.columns]:
             notes.append(f"Columns that '{self.name}' did not know are for training from scratch: {_listed(added)}.")
         return notes
+
+    @property
+    def sharing_notes(self) -> list[str]:
+        """Of which task the representation is, where they do not all read the same."""
+        if len(self.readers) == len(self.saved.targets):
+            return []
+        sharing, task = self.saved.study.model.sharing.kind, self.saved.targets[self._place].task
+        return [
+            f"The tasks of '{self.name}' share by '{sharing}': what the head of '{task}' reads is transferred; "
+            "transfer.source_task names another."
+        ]
 
     @cached_property
     def prepared(self) -> Prepared:
