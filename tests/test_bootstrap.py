@@ -50,7 +50,7 @@ def test_a_metric_under_counts_is_the_metric_of_the_repeated_rows(kind, metric, 
     np.testing.assert_allclose(found, repeated, rtol=1e-9)
 
 
-@pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "f1", "balanced_accuracy"])
+@pytest.mark.parametrize("metric", ["roc_auc", "average_precision", "f1", "precision", "recall", "balanced_accuracy"])
 def test_a_resample_of_one_class_defines_as_much_as_such_rows_do(metric):
     labels, scores = predicted_rows("binary", 12)
     counts = np.stack([labels, 1 - labels, np.ones(12)], 1)

@@ -42,6 +42,8 @@ EXPECTED = {
         reference.accuracy, SCORES > 0.5, _whole(LABELS), task="multiclass", num_classes=2, average="macro"
     ),
     ("binary", "f1"): lambda: _torch(reference.f1_score, SCORES, _whole(LABELS), task="binary"),
+    ("binary", "precision"): lambda: _torch(reference.precision, SCORES, _whole(LABELS), task="binary"),
+    ("binary", "recall"): lambda: _torch(reference.recall, SCORES, _whole(LABELS), task="binary"),
     ("binary", "log_loss"): lambda: torch.nn.functional.binary_cross_entropy(
         torch.as_tensor(SCORES).clamp(2.3e-16, 1 - 2.3e-16), torch.as_tensor(LABELS)
     ).item(),
@@ -74,6 +76,8 @@ EXPECTED |= {
         "average_precision": reference.average_precision,
         "accuracy": reference.accuracy,
         "f1": reference.f1_score,
+        "precision": reference.precision,
+        "recall": reference.recall,
     }.items()
 }
 EXPECTED |= {
@@ -101,6 +105,8 @@ def test_a_metric_is_what_torchmetrics_says(kind, name):
         ("binary", "average_precision", [0, 1, 0, 0], [0.5, 0.5, 0.5, 0.5], 0.25),
         ("binary", "f1", [1, 1, 0, 0], [0.9, 0.1, 0.9, 0.1], 0.5),
         ("binary", "f1", [0, 0], [0.1, 0.2], 0.0),
+        ("binary", "precision", [1, 1, 0, 0], [0.1, 0.2, 0.3, 0.4], 0.0),
+        ("binary", "recall", [0, 0], [0.9, 0.2], 0.0),
         ("binary", "balanced_accuracy", [1, 0, 0, 0], [0.9, 0.9, 0.1, 0.1], (1 + 2 / 3) / 2),
         ("multiclass", "balanced_accuracy", [0, 0, 2], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], 0.75),
         ("multiclass", "f1", [0, 0, 2], [[1, 0, 0], [0, 1, 0], [0, 0, 1]], (2 / 3 + 0 + 1) / 3),

@@ -47,7 +47,9 @@ class BinaryTask(SingleTargetTask):
     kind: Literal["binary"]
     positive: str | int | float | bool | None = None
     loss: Literal["cross_entropy"] = "cross_entropy"
-    metric: Literal["roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1"] = "roc_auc"
+    metric: Literal["roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "precision", "recall"] = (
+        "roc_auc"
+    )
 
 
 class MulticlassTask(SingleTargetTask):
@@ -67,7 +69,9 @@ class MultilabelTask(TaskSection):
     kind: Literal["multilabel"]
     target: list[str] = Field(min_length=2, description="The labels' columns.")
     loss: Literal["cross_entropy"] = "cross_entropy"
-    metric: Literal["roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1"] = "roc_auc"
+    metric: Literal["roc_auc", "average_precision", "accuracy", "balanced_accuracy", "f1", "precision", "recall"] = (
+        "roc_auc"
+    )
 
 
 class TokensTask(SingleTargetTask):

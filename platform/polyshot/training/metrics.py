@@ -86,6 +86,16 @@ def _f1(labels: Array, decided: NDArray, c: float = 1) -> float:
     return float(2 * hits / total) if total else 0.0
 
 
+def _precision(labels: Array, decided: NDArray) -> float:
+    """How many of those decided for are positive; 0 where there are none."""
+    return float(np.mean(labels[decided == 1])) if (decided == 1).any() else 0.0
+
+
+def _recall(labels: Array, decided: NDArray) -> float:
+    """How many of the positives are decided for; 0 where there are none."""
+    return float(np.mean(decided[labels == 1])) if (labels == 1).any() else 0.0
+
+
 def _macro_f1(labels: Array, decided: NDArray) -> float:
     """The mean F1 score of the classes that are there or decided."""
     return float(np.mean([_f1(labels, decided, c) for c in np.union1d(labels, decided)]))
@@ -122,6 +132,8 @@ METRICS: dict[str, dict[str, Metric]] = {
         "accuracy": lambda labels, scores: _accuracy(labels, scores > 0.5),
         "balanced_accuracy": lambda labels, scores: _balanced_accuracy(labels, scores > 0.5),
         "f1": lambda labels, scores: _f1(labels, scores > 0.5),
+        "precision": lambda labels, scores: _precision(labels, scores > 0.5),
+        "recall": lambda labels, scores: _recall(labels, scores > 0.5),
         "log_loss": lambda labels, scores: _log_loss(labels, np.stack([1 - scores, scores], 1)),
     },
     "multiclass": {

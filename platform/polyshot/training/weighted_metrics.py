@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyshot.training.entities import entity_counts
-from polyshot.training.metrics import ENTITY_SCORES, METRICS, Array
+from polyshot.training.metrics import ENTITY_SCORES, METRICS, Array, ratio
 
 Counts = NDArray[np.float64]  # [n, R]: how often row n is in resample R
 
@@ -105,6 +105,11 @@ def _f1(labels: Array, decided: NDArray, counts: Counts, classes: NDArray) -> Ar
     return scores.sum(0) / np.maximum(1, (total > 0).sum(0))
 
 
+def _share(part: NDArray, whole: NDArray, counts: Counts) -> Array:
+    """Of the rows in `whole` [n] how many are in `part` [n] as well; 0 where there are none."""
+    return ratio((part & whole).astype(np.float64) @ counts, whole.astype(np.float64) @ counts)
+
+
 def _log_loss(labels: Array, probabilities: Array, counts: Counts) -> Array:
     of_label = probabilities[np.arange(len(labels)), labels.astype(np.int64)]
     return _mean(-np.log(np.clip(of_label, np.finfo(np.float64).eps, 1)), counts)
@@ -154,6 +159,8 @@ _FORMS: dict[tuple[str, str], Callable[[Array, Array, Counts], Array]] = {
     ("binary", "accuracy"): lambda labels, scores, counts: _mean(labels == (scores > 0.5), counts),
     ("binary", "balanced_accuracy"): lambda labels, scores, counts: _balanced_accuracy(labels, scores > 0.5, counts),
     ("binary", "f1"): lambda labels, scores, counts: _f1(labels, scores > 0.5, counts, np.ones(1)),
+    ("binary", "precision"): lambda labels, scores, counts: _share(labels == 1, scores > 0.5, counts),
+    ("binary", "recall"): lambda labels, scores, counts: _share(scores > 0.5, labels == 1, counts),
     ("binary", "log_loss"): lambda labels, scores, counts: _log_loss(labels, np.stack([1 - scores, scores], 1), counts),
     ("multiclass", "accuracy"): lambda labels, scores, counts: _mean(labels == scores.argmax(1), counts),
     ("multiclass", "balanced_accuracy"): lambda labels, scores, counts: _balanced_accuracy(
