@@ -253,6 +253,8 @@ class MetaRun:
         self._optimiser.load_state_dict(state["optimiser"])
         self._loss_sums = state["loss_sums"].to(self.device)
         self.history = [Epoch(**epoch) for epoch in state["history"]]
+        for epoch in self.history:  # earlier versions do not say: a mean that was finite was that of all tasks
+            epoch.metrics.setdefault(NOT_FINITE, 0.0)
         self.best = next((epoch for epoch in reversed(self.history) if epoch.is_best), None)
         best = state["best_weights"]
         self._best_flat = None if best is None else best.to(self.device)

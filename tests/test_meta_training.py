@@ -65,6 +65,18 @@ def test_a_run_that_was_cut_short_goes_on_to_the_same_weights(tmp_path: Path) ->
         assert torch.equal(second.best_weights()[name], value)
 
 
+def test_a_state_of_before_diverged_tasks_were_counted_goes_on_as_if_none_had() -> None:
+    whole, first, second = wave_run(), wave_run(), wave_run()
+    list(whole.epochs())
+    list(islice(first.iterations(), 13))
+    state = first.state_dict()
+    for look in state["history"]:
+        del look["metrics"]["not_finite"]
+    second.load_state_dict(state)
+    list(second.epochs())
+    assert metrics(second) == metrics(whole)
+
+
 def test_meta_training_makes_adaptation_better() -> None:
     run = wave_run(**{"meta.iterations": 400, "meta.validate_every": 200, "meta.compile": "never"})
     before = run.learner.weights()
