@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyshot.errors import ResourceError
+from polyshot.errors import Problem, ResourceError, StudyError
 from polyshot.meta.engines import build_engine
 from polyshot.meta.engines.flat import FlatLayout
 from polyshot.meta.episodes import Episodes, EpisodeSource, Split
 from polyshot.meta.evaluation import TASKS_AT_ONCE, Scores, episode_batches, score
 from polyshot.meta.joint import JointTraining
 from polyshot.meta.learners import Learner, build_learner
+from polyshot.meta.learners.gradient import GradientLearner
 from polyshot.meta.networks import build_network
 from polyshot.meta.stacked import Weights
 from polyshot.seeds import derive_seed
@@ -89,7 +90,7 @@ class MetaRun:
         self._whole = FlatLayout.of(weights)  # begins as `layout`
         self._flat = nn.Parameter(self._whole.join(weights).to(self.device))
         self._engine = build_engine(
-            self.learner, self.layout, engine=self._settings.engine, compile=self._settings.compile, note=note
+            self._trained(), self.layout, engine=self._settings.engine, compile=self._settings.compile, note=note
         )
         adam = sections.AdamW(learning_rate=self._settings.learning_rate, weight_decay=0.0)
         self._optimiser = AdamW(adam, [self._flat])
@@ -101,6 +102,22 @@ class MetaRun:
         self.history: list[Epoch] = []
         self.best: Epoch | None = None
         self._best_flat: Tensor | None = None
+
+    def _trained(self) -> Learner:
+        """The learner as it is trained: the same meta-weights, told to tell `meta.episodes.train_ways` classes apart.
+
+        Raises:
+            StudyError: when its meta-weights depend on how many classes there are.
+        """
+        ways = getattr(self._settings.episodes, "train_ways", None) or self.source.outputs
+        if ways == self.source.outputs:
+            return self.learner
+        if isinstance(self.learner, GradientLearner):
+            message = f"'{self._settings.learner.kind}' has an output for every class, in training as in tests; leave "
+            mend = "it out, or use protonet or ridge"
+            raise StudyError([Problem("meta.episodes.train_ways", message + mend)])
+        network = build_network(self.study, self.source.shape, ways)
+        return build_learner(self._settings.learner, network, self.source.objective)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 

@@ -17,10 +17,11 @@ def meta(trial: optuna.Trial, study: Study) -> dict[str, Any]:
     """`meta.learning_rate`, and `meta.learner` with its rate and steps, refinements (MAML) or penalty (ridge).
 
     Prototypes are drawn where classes are told apart. With `meta.engine: learn2learn`, ridge regression and the
-    refinements are left out, since that library has neither.
+    refinements are left out, since that library has neither; with `train_ways`, learners that take steps.
     """
     is_own = study.meta.engine != "learn2learn"
-    kinds = [*_BY_STEPS, *(["protonet"] if _tells_classes(study) else []), *(["ridge"] if is_own else [])]
+    by_steps = [] if getattr(study.meta.episodes, "train_ways", None) else _BY_STEPS
+    kinds = [*by_steps, *(["protonet"] if _tells_classes(study) else []), *(["ridge"] if is_own else [])]
     kind = trial.suggest_categorical("meta.learner.kind", kinds)
     values: dict[str, Any] = {
         "meta.learner.kind": kind,

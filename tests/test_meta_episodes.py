@@ -135,6 +135,14 @@ def test_each_way_has_its_shots_and_its_query_and_no_row_twice() -> None:
     assert (classes_of_ways[:, 1:] > classes_of_ways[:, :-1]).all()
 
 
+def test_training_tasks_can_have_more_ways() -> None:
+    source = classes(train_ways=9)
+    assert source.outputs == 4
+    assert [int(source.sample(split, 5, seeded()).query_labels.max()) for split in SPLITS] == [8, 3, 3]
+    with pytest.raises(DataError, match="lower train_ways"):
+        classes(train_ways=31)
+
+
 @pytest.mark.parametrize("rotations", [False, True])
 def test_classes_of_splits_have_nothing_in_common(rotations: bool) -> None:
     source = classes(rotations=rotations, validation=6, test=0.2)

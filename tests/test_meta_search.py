@@ -224,6 +224,8 @@ def test_every_learner_that_is_drawn_can_be_trained(tmp_path: Path) -> None:
 def test_learners_are_drawn_that_the_tasks_and_the_engine_have(tmp_path: Path) -> None:
     pictures = {"meta.episodes": {"kind": "classes", "source": "omniglot"}}
     assert kinds(drawn(waves(tmp_path, **SPACE, **pictures), 60)) == BY_STEPS | {"ridge", "protonet"}
+    pictures = {"meta.episodes": {"kind": "classes", "source": "omniglot", "train_ways": 60}}
+    assert kinds(drawn(waves(tmp_path, **SPACE, **pictures), 20)) == {"ridge", "protonet"}
     studies = drawn(waves(tmp_path, **SPACE, **{"meta.engine": "learn2learn"}), 40)
     assert kinds(studies) == BY_STEPS
     assert not any(getattr(study.meta.learner, "per_step_rates", False) for study in studies)

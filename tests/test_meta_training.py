@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers_meta import learner, mlp
@@ -15,10 +16,11 @@ from torch import multiprocessing
 
 from polyshot.errors import ResourceError, StudyError
 from polyshot.meta.baselines import baselines
-from polyshot.meta.episodes import Sinusoids, build_source
+from polyshot.meta.episodes import Classes, Sinusoids, build_source
 from polyshot.meta.evaluation import Scores, episode_batches, score
 from polyshot.meta.training import MetaRun
 from polyshot.study import Study
+from polyshot.study.meta import ClassEpisodes
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 from polyshot.training.loop import TrainingDivergedError
 from polyshot.training.world import World
@@ -181,6 +183,35 @@ def test_validation_tasks_that_diverge_are_told_beside_the_mean_and_a_look_with_
 def test_what_does_not_fit_is_refused_before_training(values: dict, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         wave_run(**values)
+
+
+def cluster_run(kind: str, **episodes: int) -> MetaRun:
+    """Sixty classes of points around a centre each."""
+    labels = np.repeat(np.arange(60), 6)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(60, 4, generator=generator)[labels] + 0.5 * torch.randn(360, 4, generator=generator)
+    settings = {"kind": "classes", "source": "none:none", "ways": 3} | episodes
+    study = wave_study().with_values({"meta.episodes": settings, "meta.learner": {"kind": kind}})
+    return MetaRun(study, Classes(points, labels, ClassEpisodes.model_validate(settings)))
+
+
+@pytest.mark.parametrize("kind", ["protonet", "ridge"])
+def test_what_takes_no_steps_trains_on_more_ways_than_it_is_tested_on(kind: str) -> None:
+    run, of_eight = cluster_run(kind, train_ways=8), cluster_run(kind, ways=8)
+    list(run.epochs())
+    list(of_eight.epochs())
+    for name, value in of_eight.weights().items():
+        assert torch.equal(run.weights()[name], value)
+    made = {baseline.name: baseline for baseline in baselines(run.study, run.source, run, 0)}
+    for tested in (run.learner, made["nearest mean on frozen features"].learner):
+        assert tested.network.head.out_features == 3
+    assert run.evaluate("test", 60, 0).metrics.mean() > of_eight.evaluate("test", 60, 0).metrics.mean() > 0.3
+
+
+def test_what_takes_steps_has_as_many_ways_in_training_as_in_tests() -> None:
+    with pytest.raises(StudyError, match=r"meta.episodes.train_ways: 'anil' .* protonet or ridge"):
+        cluster_run("anil", train_ways=8)
+    assert cluster_run("anil", train_ways=3).learner is not None
 
 
 def test_more_workers_than_tasks_are_refused_before_they_start() -> None:

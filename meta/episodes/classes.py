@@ -22,7 +22,10 @@ _TURNS = 4  # by 0, 90, 180 and 270 degrees
 
 
 class Classes:
-    """Tasks of `ways` classes, whose labels are 0 … ways − 1 in random order, drawn anew for every task."""
+    """Tasks of `ways` classes, whose labels are 0 … ways − 1 in random order, drawn anew for every task.
+
+    Training tasks have `train_ways`, where the settings say so.
+    """
 
     name = "classes"
     objective = CrossEntropy()
@@ -41,12 +44,13 @@ class Classes:
         self.shape = tuple(inputs.shape[1:])
         self.outputs = settings.ways
         self.splits = split_classes(len(names), settings)
+        self._ways = dict.fromkeys(self.splits, settings.ways) | {"train": settings.train_ways or settings.ways}
         self._query = {"train": settings.query, "validation": settings.test_query, "test": settings.test_query}
         self._turned = _turned_places(self.shape) if settings.rotations else None
         self._check(names)
 
     def sample(self, split: Split, tasks: int, generator: torch.Generator, share: Share = everything) -> Episodes:
-        ways, shots, query = self._settings.ways, self._settings.shots, self._query[split]
+        ways, shots, query = self._ways[split], self._settings.shots, self._query[split]
         turns = 1 if self._turned is None else _TURNS
         of_split = self.splits[split]
         everyone = torch.ones(tasks, len(of_split) * turns, dtype=torch.bool)
@@ -69,10 +73,12 @@ class Classes:
     def _check(self, names: NDArray[np.generic]) -> None:
         turns = _TURNS if self._settings.rotations else 1
         for split, classes in self.splits.items():
-            if len(classes) * turns < self._settings.ways:
+            ways = self._ways[split]
+            if len(classes) * turns < ways:
+                key = "train_ways" if ways != self._settings.ways else "ways"
                 raise DataError(
-                    f"meta.episodes: the {split} split has {len(classes)} classes and a task is to tell "
-                    f"{self._settings.ways} apart; lower ways, or change the shares of the splits"
+                    f"meta.episodes: the {split} split has {len(classes)} classes and a task is to tell {ways} apart; "
+                    f"lower {key}, or change the shares of the splits"
                 )
             needed = self._settings.shots + self._query[split]
             counts = self._members.counts[classes]

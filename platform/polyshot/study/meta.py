@@ -47,6 +47,12 @@ class ClassEpisodes(Section):
     )
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of the source function.")
     ways: int = Field(5, ge=2, description="Classes of a task.")
+    train_ways: int | None = Field(
+        None,
+        ge=2,
+        description="Classes of a training task, where they are others than `ways`: prototypes are learnt best with "
+        "many (Snell 2017). For learners that take no steps.",
+    )
     shots: int = Field(1, ge=1, description="Rows of each class to adapt to.")
     query: int = Field(1, ge=1, description="Rows of each class that adaptation is trained to serve.")
     test_query: int = Field(1, ge=1, description="Rows of each class that validation and test tasks are judged by.")
