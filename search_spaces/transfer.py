@@ -60,6 +60,7 @@ def _selective(trial: optuna.Trial, kind: str) -> dict[str, Any]:
     return {
         "by": trial.suggest_categorical(f"{kind}.by", ["pca", "mutual_information"]),
         "features": trial.suggest_categorical(f"{kind}.features", [4, 16, 64]),
+        "layers": trial.suggest_categorical(f"{kind}.layers", ["last", "all", "best"]),
     }
 
 

@@ -21,10 +21,11 @@ from polyshot.data.images import ImageReading
 from polyshot.data.prepare import prepare
 from polyshot.data.tables import read_tables
 from polyshot.errors import DataError, RunError, StudyError
-from polyshot.models.encoders.images import augmented
+from polyshot.models.encoders.images import ImageEncoder, augmented
 from polyshot.models.multitask import build_model
 from polyshot.saved_model import SavedModel, save_model
 from polyshot.study.data import Images
+from polyshot.transfer.hidden_layers import HiddenLayers
 from polyshot.transfer.problem import Sources, TargetData
 from polyshot.transfer.source import Source
 from polyshot.transfer.trials import trials_of
@@ -303,6 +304,34 @@ def test_numbers_text_and_images_of_one_table_are_read_together(tmp_path) -> Non
         SavedModel(study, run.model, prepared.features, prepared.targets).predict(rows)["sum"],
         rtol=1e-4,
     )
+
+    reading = prepared.features.labelling({})  # for tasks of rows
+    hidden = HiddenLayers(reading.layout, study.model.encoder.model_dump(mode="json"), [1, 2, 3])
+    hidden.load(run.model.sharing.encoder.state_dict())
+    inputs = torch.from_numpy(reading.transform(rows))
+    with torch.no_grad():
+        text, image, fused = hidden(inputs).split(hidden.widths, 1)
+        torch.testing.assert_close(fused, hidden.encoder(inputs))
+    assert hidden.widths == [16, 8, 32] and len(text) == len(image) == 5
+
+
+# --- hidden layers ---------------------------------------------------------------------------------------------------
+
+
+def test_hidden_layers_of_images_are_means_over_pixels(tmp_path, monkeypatch) -> None:
+    """In the order of the rows, of which the encoder reads only some at a time."""
+    pictures(tmp_path / "pictures", 20)
+    study = in_folder(study_of(), tmp_path)
+    prepared = prepare(study)
+    rows = prepared.train.features
+    encoder = build_model(study, prepared.inputs, prepared.targets).sharing.encoder.eval()
+    hidden = HiddenLayers(prepared.inputs, study.model.encoder.model_dump(mode="json"), [1, 2])
+    hidden.load(encoder.state_dict())
+    monkeypatch.setattr(ImageEncoder, "rows_at_once", 5)
+    with torch.no_grad():
+        first = encoder.network[0](encoder._prepared(*next(prepared.inputs.images_of(rows))))
+        expected = torch.cat([first.mean((2, 3)), encoder(rows)], 1)
+        torch.testing.assert_close(hidden(rows), expected)
 
 
 # --- examples --------------------------------------------------------------------------------------------------------

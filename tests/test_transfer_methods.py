@@ -31,7 +31,12 @@ from polyshot.transfer.source import Source
 from polyshot.transfer.start import Start, TransferRun
 
 EXTRAS = {"lora": "peft"}
-OPTIONS: dict[str, dict[str, Any]] = {"selective": {"features": 8}, "dann": {"width": 8}, "meta_learned": {"run": "l"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "selective": {"features": 8},
+    "selective of all layers": {"features": 8, "layers": "all", "learning_rate": 0.05},
+    "dann": {"width": 8},
+    "meta_learned": {"run": "l"},
+}
 # The source's encoder stays as it is, and nothing else is put round it.
 FROZEN = ("linear_probe", "feature_mapping", "selective")
 
@@ -105,7 +110,7 @@ def problem(source: Source, target: TargetData) -> Problem:
 def started(kind: str, problem: Problem, **options: Any) -> Start:
     if kind in EXTRAS:
         pytest.importorskip(EXTRAS[kind])
-    methods = {"m": {"kind": kind} | OPTIONS.get(kind, {}) | options}
+    methods = {"m": {"kind": kind.partition(" ")[0]} | OPTIONS.get(kind, {}) | options}
     return begin(
         Study.from_dict(problem.study.to_dict() | {"transfer": {"methods": methods}}).transfer.methods["m"], problem
     )
@@ -127,7 +132,7 @@ KINDS = [settings.model_fields["kind"].annotation.__args__[0] for settings in ME
 # --- the contract ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "selective of all layers"])
 class TestContract:
     def test_what_is_saved_predicts_what_was_judged_and_the_source_stays(
         self, kind: str, problem: Problem, source: Source, tmp_path
@@ -158,12 +163,12 @@ class TestContract:
     ) -> None:
         run = trained(started(kind, problem), problem)
         left = run.saved_model().model.sharing.encoder
-        if kind in ("knn", "adapters"):
+        if kind in ("knn", "adapters", "selective of all layers"):
             left = left.encoder
         if kind in ("distillation", "meta_learned"):  # they do not start there
             return
         is_kept = torch.equal(weights_of(left), weights_of(source.encoder))
-        assert is_kept == (kind in (*FROZEN, "knn", "adapters"))
+        assert is_kept == (kind in (*FROZEN, "knn", "adapters", "selective of all layers"))
 
 
 def test_every_method_has_a_section_and_a_file() -> None:
@@ -290,6 +295,43 @@ def test_principal_components_are_scikit_learn_s() -> None:
     found = principal_components(features, 3)(features)
     np.testing.assert_allclose(found, PCA(3, whiten=True, svd_solver="full").fit_transform(features), atol=1e-8)
     assert principal_components(features, 6).matrix.shape == (6, 5)  # the last one does not vary
+
+
+def test_principal_components_of_several_layers_weigh_them_alike() -> None:
+    random = np.random.default_rng(0)
+    large, small = 1000 * random.normal(size=(50, 1)), random.normal(size=(50, 1))
+    features = np.concatenate([large, small, np.full((50, 2), 0.1)], 1)
+    found = principal_components(features, 4, [1, 1, 2])(features)
+    expected = PCA(2, whiten=True).fit_transform(np.concatenate([large / large.std(), small / small.std()], 1))
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-8)
+
+
+def test_the_useful_feature_may_be_in_an_early_layer_only(source: Source) -> None:
+    """Where the last layer reads nothing of what tells, all layers and the best one by LogME find it."""
+    own = study("early", {"malignant": {"kind": "binary"}}, **{"training.epochs": 15})
+    rows = cancers().iloc[300:].drop(columns=["mean-area", "mean-smoothness"]).reset_index(drop=True)
+    rows["malignant"] = rows["worst-texture"] > rows["worst-texture"].median()
+    place = source.saved.features.names.index("worst-texture")
+    model = build_model(source.saved.study, source.saved.features.layout, source.saved.targets).eval()
+    with torch.no_grad():
+        first, second = (block[0] for block in model.sharing.encoder.blocks)
+        first.weight.zero_()
+        first.weight[:10] = torch.eye(10)
+        first.bias.fill_(3.0)  # units pass on their columns
+        second.weight[:, place] = 0
+    early = Source("early", replace(source.saved, model=model), source.study)
+    problem = Problem.of(TargetData.of(own, rows), Sources(early), "all", 0)
+    for by, count in (("mutual_information", 1), ("pca", 10)):
+        reached = {}
+        for layers in ("last", "all", "best", [1]):
+            options = {"by": by, "features": count, "layers": layers, "learning_rate": 0.05}
+            run = trained(started("selective", problem, **options), problem)
+            reached[str(layers)] = run.judged(run.prepared.test)[1]["malignant/roc_auc"]
+            if layers == "best":
+                assert run.saved_model().study.model.encoder.options["layers"] == [1]
+        assert reached["last"] < 0.8 and min(reached["all"], reached["best"], reached["[1]"]) > 0.95, reached
+    with pytest.raises(RunError, match="names layer 3, and the encoder of 'early' has 2"):
+        started("selective", problem, layers=[3])
 
 
 def test_mutual_information_finds_the_features_that_tell() -> None:

@@ -443,6 +443,7 @@ def transferred(problem: Problem, source: Source, method: dict, tmp_path) -> Tra
         {"kind": "distillation"},
         {"kind": "feature_mapping"},
         {"kind": "selective", "features": 8},
+        {"kind": "selective", "features": 8, "layers": [1]},
         {"kind": "deep_coral"},
     ],
     ids=lambda method: method["kind"],

@@ -95,6 +95,11 @@ class SelectiveTransfer(TransferMethod):
     kind: Literal["selective"]
     by: Literal["pca", "mutual_information"] = "mutual_information"
     features: int = Field(32, ge=1, description="How many are transferred, at most.")
+    layers: Literal["last", "all", "best"] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
+        "last",
+        description="The layers whose features are chosen from: the `last`, `all`, the `best` one by LogME on the "
+        "labelled rows, or numbers, from 1 at the bottom.",
+    )
 
 
 class SourceRows(TransferMethod):

@@ -5,7 +5,7 @@ Used by selective transfer on features in a model, and by `polyshot features` on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +25,28 @@ class Projection:
         return (features - self.centre) @ self.matrix
 
 
-def principal_components(features: Array, count: int) -> Projection:
-    """The directions [H] of the largest variance of `features` [N, H]; at most `count` and as many as there are."""
+def principal_components(features: Array, count: int, widths: Sequence[int] = ()) -> Projection:
+    """The directions [H] of the largest variance of `features` [N, H]; at most `count` and as many as there are.
+
+    Args:
+        widths: of parts of H, each of which has the same share of the variance; by default all is one part.
+    """
     from sklearn.decomposition import PCA
 
-    fitted = PCA(min(count, *features.shape), svd_solver="full").fit(features.astype(np.float64))
+    features, widths = features.astype(np.float64), widths or [features.shape[1]]
+    parts = np.split(features, np.cumsum(widths)[:-1], axis=1)
+    spread = np.repeat([_spread(part) for part in parts], widths)
+    fitted = PCA(min(count, *features.shape), svd_solver="full").fit(features / spread)
     scales = np.sqrt(fitted.explained_variance_)
     varies = scales > 1e-6 * max(scales[0], 1e-12)
-    return Projection(fitted.mean_, fitted.components_[varies].T / scales[varies])
+    matrix = fitted.components_[varies].T / scales[varies] / spread[:, None]
+    return Projection(features.mean(0), matrix)
+
+
+def _spread(part: Array) -> float:
+    """The root of the variance [] of all of a part's features; 1 where it is but rounding."""
+    spread = float(np.sqrt(part.var(0).sum()))
+    return spread if spread > 1e-6 * float(np.sqrt((part**2).mean(0).sum())) else 1.0
 
 
 def most_informative(features: Array, ranking: NDArray[np.int64]) -> Projection:

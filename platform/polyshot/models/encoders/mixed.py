@@ -40,7 +40,7 @@ class MixedEncoder(MediaEncoder):
 
     def computed(self, rows: Tensor) -> Tensor:
         numbers = self.inputs.numbers_of(rows).unsqueeze(1).expand(-1, self.places, -1)
-        vectors = [part.vectors(rows) for part in self.parts]  # type: ignore[operator]
+        vectors = [part(rows).unflatten(1, (self.places, -1)) for part in self.parts]
         read = torch.cat([numbers, *(F.layer_norm(part, part.shape[-1:]) for part in vectors)], 2)  # [B, P, ·]
         return self.fusion(read.flatten(0, 1)).unflatten(0, read.shape[:2])
 
