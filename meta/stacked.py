@@ -11,13 +11,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from polyshot.meta.convolutions import Places, convolution_by_products
 from polyshot.meta.inserts import FACTORS, ConvolutionWithInsert, LinearWithInsert
 from polyshot.models.encoders.mlp import MLPEncoder
 
@@ -54,9 +55,13 @@ class StackedForward:
         return found
 
 
-def stacked_forward(network: nn.Module, prefix: str = "") -> StackedForward:
-    """The forward pass of `network`, whose parameters are named with `prefix` in the weights."""
-    layers = list(_layers(network, prefix))
+def stacked_forward(network: nn.Module, prefix: str = "", *, is_derived_twice: bool = False) -> StackedForward:
+    """The forward pass of `network`, whose parameters are named with `prefix` in the weights.
+
+    Args:
+        is_derived_twice: whether its second derivatives are asked for, which are fast by other ways than the first.
+    """
+    layers = list(_layers(network, prefix, is_derived_twice))
     known = [layer for layer in layers if layer is not None]
     if len(known) == len(layers):
         return StackedForward(_chain(known), "stacked", tuple(known))
@@ -84,18 +89,18 @@ def _chain(layers: list[Layer]) -> Layer:
 # --- layers that are known -------------------------------------------------------------------------------------------
 
 
-def _layers(module: nn.Module, prefix: str) -> Iterator[Layer | None]:
+def _layers(module: nn.Module, prefix: str, is_derived_twice: bool) -> Iterator[Layer | None]:
     """The module's layers in order; None for one that is not known."""
     if type(module) is MLPEncoder:
-        yield from _layers(module.blocks, f"{prefix}blocks.")
+        yield from _layers(module.blocks, f"{prefix}blocks.", is_derived_twice)
     elif type(module) is nn.Sequential:
         for name, child in module.named_children():
-            yield from _layers(child, f"{prefix}{name}.")
+            yield from _layers(child, f"{prefix}{name}.", is_derived_twice)
     else:
-        yield _layer(module, prefix)
+        yield _layer(module, prefix, is_derived_twice)
 
 
-def _layer(module: nn.Module, prefix: str) -> Layer | None:
+def _layer(module: nn.Module, prefix: str, is_derived_twice: bool) -> Layer | None:
     weight, bias = f"{prefix}weight", f"{prefix}bias"
     match module:
         case LinearWithInsert() | ConvolutionWithInsert():
@@ -103,7 +108,8 @@ def _layer(module: nn.Module, prefix: str) -> Layer | None:
         case nn.Linear():
             return lambda weights, inputs: _linear(inputs, weights[weight], weights.get(bias))
         case nn.Conv2d(groups=1, padding_mode="zeros"):
-            return _Convolution(prefix, _places(module))
+            is_strided = max(module.stride) > 1 and not isinstance(module.padding, str)
+            return _Convolution(prefix, _places(module), by_products=is_derived_twice and is_strided)
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             return _BatchNorm(prefix, module.eps)
         case nn.LayerNorm(normalized_shape=(_,), elementwise_affine=True):
@@ -151,22 +157,24 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @dataclass(frozen=True)
 class _Convolution:
     prefix: str
-    places: _Places
+    places: Places
+    by_products: bool
 
     def __call__(self, weights: Weights, inputs: Tensor, with_bias: bool = True) -> Tensor:
         bias = weights.get(f"{self.prefix}bias") if with_bias else None
-        return _convolution(inputs, weights[f"{self.prefix}weight"], bias, self.places)
+        # What is no group of several has a fast derivative by torch's own.
+        convolution = convolution_by_products if self.by_products and len(inputs) > 1 else _convolution
+        return convolution(inputs, weights[f"{self.prefix}weight"], bias, self.places)
 
 
-_Places = tuple[Any, Any, Any]  # stride, padding and dilation
-_POINTWISE: _Places = ((1, 1), (0, 0), (1, 1))
+_POINTWISE: Places = ((1, 1), (0, 0), (1, 1))
 
 
-def _places(module: nn.Conv2d) -> _Places:
+def _places(module: nn.Conv2d) -> Places:
     return module.stride, module.padding, module.dilation
 
 
-def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, places: _Places) -> Tensor:
+def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, places: Places) -> Tensor:
     """[T, N, in, H, W] → [T, N, out, H', W'], with one weight for all tasks or one for each."""
     tasks = len(images)
     if weight.shape[-3:].numel() <= _FEW_INPUTS and not isinstance(places[1], str):
@@ -184,7 +192,7 @@ def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, places: _P
 _FEW_INPUTS = 32
 
 
-def _by_columns(images: Tensor, weight: Tensor, bias: Tensor | None, places: _Places) -> Tensor:
+def _by_columns(images: Tensor, weight: Tensor, bias: Tensor | None, places: Places) -> Tensor:
     """`_convolution` as one product with the patches of the images, which need no gradient in a first layer."""
     stride, padding, dilation = places
     columns = F.unfold(_rows(images), weight.shape[-2:], dilation, padding, stride)  # [N·T, in·h·w, H'·W']
@@ -212,13 +220,12 @@ class _BatchNorm:
         names = ("weight", "bias", *STATISTICS)
         weight, bias, mean, variance = (self._of_channels(weights, name, tasks) for name in names)
         assert weight is not None and bias is not None
-        folded = _fold(inputs)
-        if torch.compiler.is_compiling() and mean is None:  # which fuses the primitives with what is around them
-            over = [0, *range(2, folded.dim())]
-            shape = [1, -1, *[1] * (folded.dim() - 2)]
-            centred = folded - folded.mean(over, keepdim=True)
+        if mean is None and inputs.dim() == 5 and inputs.stride(2) == 1:  # channels innermost: folding would copy
+            over, shape = (1, 3, 4), (tasks, 1, -1, 1, 1)
+            centred = inputs - inputs.mean(over, keepdim=True)
             scale = torch.rsqrt(centred.square().mean(over, keepdim=True) + self.epsilon) * weight.view(shape)
-            return _unfold(torch.addcmul(bias.view(shape), centred, scale), tasks)
+            return torch.addcmul(bias.view(shape), centred, scale)
+        folded = _fold(inputs)
         normalised = F.batch_norm(folded, mean, variance, weight, bias, training=mean is None, eps=self.epsilon)
         return _unfold(normalised, tasks)
 

@@ -19,7 +19,11 @@ from polyshot.meta.engines.learn2learn import Learn2LearnEngine
 from polyshot.meta.engines.vectorised import VectorisedEngine
 from polyshot.meta.episodes.base import Episodes
 from polyshot.meta.learners import Learner
+from polyshot.meta.learners.base import Differentiate
+from polyshot.meta.learners.maml import MAML
 from polyshot.meta.networks import FewShotNetwork
+from polyshot.meta.objectives import SquaredError
+from polyshot.meta.stacked import Weights
 
 
 def engine(made: Learner, kind: str, compiled: str = "never", notes: list[str] | None = None) -> Engine:
@@ -138,6 +142,48 @@ def test_learn2learn_is_refused_where_it_has_no_such_learner(options: dict) -> N
         engine(learner(network=mlp(), **options), "learn2learn")
 
 
+RECORDED = [
+    ("maml", {"steps": 1}),
+    ("maml", {"steps": 5}),
+    ("maml", {"per_step_rates": True, "multi_step_loss": True, "per_step_norm": True}),
+    ("first_order_maml", {"steps": 5}),
+    ("meta_curvature", {}),
+    ("ridge", {}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["mlp with batch norm", "cnn with strides", "cnn with pooling"])
+@pytest.mark.parametrize(("kind", "options"), RECORDED)
+def test_what_is_recorded_for_the_compiler_holds_for_other_weights_and_rows(
+    kind: str, options: dict, network: str
+) -> None:
+    make, episodes = NETWORKS[network]
+    made, rows = learner(kind, make(), **options), episodes()
+    flat, vectorised = start(made)[1], engine(made, "vectorised")
+    recorded = vectorised.recorded(flat, torch.tensor(0.0, dtype=torch.float64), *rows.parts())
+    others = replace(rows, support=1.1 * rows.support + 0.1, query=0.9 * rows.query - 0.1)
+    found = recorded(1.1 * flat, torch.tensor(0.3, dtype=torch.float64), *others.parts())
+    for one, same in zip(found, vectorised.gradient(1.1 * flat, others, 0.3, 1), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-12)
+
+
+class LooksAtValues(MAML):
+    """A learner of a user's."""
+
+    def loss(self, weights: Weights, episodes: Episodes, progress: Tensor, differentiate: Differentiate) -> Tensor:
+        return super().loss(weights, episodes, progress, differentiate) * (1 if float(progress) < 1 else 2)
+
+
+def test_what_cannot_be_recorded_is_trained_uncompiled_and_says_so() -> None:
+    notes: list[str] = []
+    made = LooksAtValues(mlp(), SquaredError(), rate=0.1, steps=1)
+    flat, episodes = start(made)[1], waves()
+    gradient = engine(made, "vectorised", "always", notes).gradient(flat, episodes, 0.0, 1)[1]
+    assert torch.equal(gradient, engine(made, "vectorised").gradient(flat, episodes, 0.0, 1)[1])
+    assert len(notes) == 1 and "not compiled" in notes[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["maml", "first_order_maml"])
 def test_a_compiled_meta_gradient_is_the_same(kind: str) -> None:
@@ -174,7 +220,7 @@ def test_compilation_waits_until_the_iterations_repay_it(monkeypatch) -> None:
     made = learner("maml", mlp())
     made_engine = engine(made, "vectorised", "auto")
     begun = []
-    monkeypatch.setattr(made_engine, "_compile", lambda: begun.append(True) or (lambda flat, *_: (flat.sum(), flat)))
+    monkeypatch.setattr(made_engine, "_compile", lambda *_: begun.append(True) or (lambda flat, *_: (flat.sum(), flat)))
     flat, episodes = start(made)[1], waves()
     for _ in range(12):
         made_engine.gradient(flat, episodes, 0.0, 1000)  # some seconds

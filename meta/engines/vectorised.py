@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyshot.meta.engines.flat import FlatLayout
 from polyshot.meta.episodes.base import Episodes
-from polyshot.meta.learners.base import Learner, by_autograd, by_transform
+from polyshot.meta.learners.base import Learner, by_autograd
 from polyshot.meta.learners.gradient import GradientLearner
 
 # A compilation takes half a minute (MLP) to two minutes (CNN), and saves a third (CNN) or more of what comes after it.
@@ -22,6 +22,11 @@ _REPAYS_SECONDS = 240.0
 _TIMED = 10  # calls before it is known how long one takes
 # Inductor's reordering to channels last costs grouped convolutions what they gain.
 _COMPILER_OPTIONS: dict[str, Any] = {"layout_optimization": False}
+_Shapes = tuple[torch.Size | None, ...]  # of the parts of a meta-batch
+
+
+class _NotRecordedError(Exception):
+    """The operations depend on the values of tensors, or leave torch."""
 
 
 class VectorisedEngine:
@@ -40,46 +45,62 @@ class VectorisedEngine:
         self._note = note
         self._may_compile = compile != "never" and learner.forward_pass.way != "loop"
         self._compile_at_once = compile == "always"
-        self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        # What is recorded holds for one shape of meta-batches, and all are alike.
+        self._compiled: dict[_Shapes, Callable[..., tuple[Tensor, Tensor]]] = {}
         self._calls = 0
         self._fastest = float("inf")  # seconds of one call
         is_first_order = isinstance(learner, GradientLearner) and learner.first_order
         self._differentiate = by_autograd(create_graph=not is_first_order)
 
     def gradient(self, flat: Tensor, episodes: Episodes, progress: float, remaining: int) -> tuple[Tensor, Tensor]:
-        if self._compiled is None and self._may_compile and self._repays(remaining):
-            self._compiled = self._compile()
         flat = flat.detach()  # or the compiler would prepare to differentiate what it is given once more
         at = torch.tensor(progress, dtype=flat.dtype, device=flat.device)
-        if self._compiled is not None:
+        parts = episodes.parts()
+        shapes = tuple(None if part is None else part.shape for part in parts)
+        if self._may_compile and (shapes in self._compiled or self._repays(remaining)):
             try:
-                return self._compiled(flat, at, *episodes.parts())
-            except torch._dynamo.exc.TorchDynamoException as error:
-                self._compiled, self._may_compile = None, False
+                if shapes not in self._compiled:
+                    self._compiled[shapes] = self._compile(flat, at, *parts)
+                return self._compiled[shapes](flat, at, *parts)
+            except (_NotRecordedError, torch._dynamo.exc.TorchDynamoException) as error:
+                self._may_compile = False
                 reason = next(filter(None, str(error).splitlines()), type(error).__name__)
                 self._note(f"The meta-gradient is not compiled ({reason.strip()}); training goes on without.")
         return self._timed(flat, at, episodes)
 
     def _timed(self, flat: Tensor, progress: Tensor, episodes: Episodes) -> tuple[Tensor, Tensor]:
         started = time.perf_counter()
-        flat = flat.requires_grad_()
-        loss = self._learner.loss(self._layout.split(flat), episodes, progress, self._differentiate)
-        (gradient,) = torch.autograd.grad(loss, flat)
+        found = self._by_autograd(flat, progress, *episodes.parts())
         self._calls += 1
         self._fastest = min(self._fastest, time.perf_counter() - started)
+        return found
+
+    def _by_autograd(self, flat: Tensor, progress: Tensor, *parts: Tensor | None) -> tuple[Tensor, Tensor]:
+        flat = flat.detach().requires_grad_()
+        loss = self._learner.loss(self._layout.split(flat), Episodes(*parts), progress, self._differentiate)
+        (gradient,) = torch.autograd.grad(loss, flat)
         return loss.detach(), gradient
 
     def _repays(self, remaining: int) -> bool:
         return self._compile_at_once or (self._calls >= _TIMED and remaining * self._fastest > _REPAYS_SECONDS)
 
-    def _compile(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        learner, layout = self._learner, self._layout
+    def recorded(self, *example: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
+        """What `gradient` does with arguments of these shapes (flat, progress and the parts of episodes), as one graph.
 
-        def gradient(flat: Tensor, progress: Tensor, *parts: Tensor) -> tuple[Tensor, Tensor]:
-            def loss(flat: Tensor) -> Tensor:
-                return learner.loss(layout.split(flat), Episodes(*parts), progress, by_transform)
+        Autograd's own operations are what is recorded: the compiler's way through `torch.func` and through
+        `torch.autograd.Function` gives another gradient for the second derivative of the latter (torch 2.15).
+        """
+        from torch.fx.experimental.proxy_tensor import make_fx
 
-            gradient, value = torch.func.grad_and_value(loss)(flat)
-            return value, gradient
+        return make_fx(self._by_autograd, tracing_mode="fake")(*example)
 
-        return torch.compile(gradient, fullgraph=True, dynamic=False, options=_COMPILER_OPTIONS)
+    def _compile(self, *example: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
+        """
+        Raises:
+            _NotRecordedError: for a network that looks at the values of tensors.
+        """
+        try:
+            recorded = self.recorded(*example)
+        except RuntimeError as error:
+            raise _NotRecordedError(str(error)) from error
+        return torch.compile(recorded, fullgraph=True, dynamic=False, options=_COMPILER_OPTIONS)

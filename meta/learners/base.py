@@ -103,8 +103,3 @@ def by_autograd(*, create_graph: bool) -> Differentiate:
         return dict(zip(weights, gradients, strict=True))
 
     return differentiate
-
-
-def by_transform(function: Callable[[Weights], Tensor], weights: Weights) -> Weights:
-    """Gradients by `torch.func`, which the compiler can trace to any order."""
-    return torch.func.grad(function)(weights)
