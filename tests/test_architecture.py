@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From the bottom to the top: a module imports from its own part and from the lines above it, never from those below.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("study_file", "plugins", "seeds", "progress", "quiet", "completion", "shown"),
+    ("study_file", "plugins", "seeds", "progress", "quiet", "completion", "shown", "working_copy"),
     ("study",),
     ("run_folder", "data", "balancing", "search_spaces", "cluster", "tracking"),
     ("models",),
@@ -62,6 +62,7 @@ LIGHT = (
     "quiet",
     "completion",
     "shown",
+    "working_copy",
     "study",
     "display",
     "cli",
