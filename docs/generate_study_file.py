@@ -31,7 +31,8 @@ tasks:
 ```
 
 Any key can be set on the command line (`--set training.epochs=5`) and searched (`search.space`), by its dotted name.
-Relative paths in `data` start from the study file's folder; `storage` starts from the current one.
+Relative paths in `data` start from the study file's folder; `storage` starts from the current one, or
+is the address of an object store ([cluster](cluster.md)).
 
 This page is made from the schema by `python docs/generate_study_file.py`.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,26 +10,33 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import ray
 from conftest import STUDY, learnable_table
+from helpers_store import Bucket, Steps, interrupt
 from helpers_transfer import table, target_study, trained_source
 from ray.cluster_utils import Cluster
 from test_meta_distributed import waves
 from test_transfer_search import SMALL
 
+from polyshot import working_copy
 from polyshot.cluster.ray import ray_session
 from polyshot.errors import ResourceError
 from polyshot.meta.episodes import build_source
 from polyshot.meta.training import MetaRun
 from polyshot.searching.searcher import open_study
+from polyshot.searching.trainable import checkpoint_path
 from polyshot.study import Study
+from polyshot.training.checkpoint import load_checkpoint
 from polyshot.verbs.meta import meta_learn
 from polyshot.verbs.search import search
+from polyshot.verbs.train import train
 from polyshot.verbs.transfer_search import transfer_search
 
+pytest_plugins = ("helpers_store",)
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 ENCODER = """\
@@ -66,7 +74,7 @@ if __name__ == "__main__":
 EPOCHS, BATCHES = 40, 2
 
 
-def make(folder: Path, address: str) -> Study:
+def make(folder: Path, address: str, **values: Any) -> Study:
     """A search of two trials of some seconds each, one at a time, that write down which nodes they are on."""
     learnable_table(120).to_csv(folder / "houses.csv", index=False)
     (folder / "slow_parts.py").write_text(ENCODER)
@@ -86,6 +94,7 @@ def make(folder: Path, address: str) -> Study:
             "search.objective": "price/rmse",
             "scale.address": address,
         }
+        | {name.replace("__", "."): value for name, value in values.items()}
     )
     (folder / "study.yaml").write_text(study.to_yaml())
     (folder / "driver.py").write_text(DRIVER)
@@ -124,23 +133,28 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head without processors and two nodes with one each."""
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A head without processors and two nodes with one each; they know an object store, each with a disk of its own."""
+    if importlib.util.find_spec("s3fs") and importlib.util.find_spec("moto"):
+        request.getfixturevalue("server")
     with pytest.MonkeyPatch.context() as patch:
         # A busy machine is no dead node; one that is gone answers no question, which is asked twice a second.
         patch.setenv("RAY_health_check_failure_threshold", "20")
         patch.setenv("RAY_health_check_period_ms", "500")
         cluster = Cluster()
-        for processors in (0, 1, 1):
-            add_node(cluster, processors)
+        disks = request.getfixturevalue("tmp_path_factory").mktemp("disks")
+        for number, processors in enumerate((0, 1, 1)):
+            add_node(cluster, processors, {working_copy.FOLDER: str(disks / str(number))})
         yield cluster
         cluster.shutdown()
 
 
-def add_node(cluster: Cluster, processors: int) -> None:
+def add_node(cluster: Cluster, processors: int, environment: dict[str, str]) -> None:
     for attempt in range(3):  # Ray gives a node half a minute to come up, which a busy machine may need more than once
         try:
-            cluster.add_node(num_cpus=processors, object_store_memory=80_000_000, include_dashboard=False)
+            cluster.add_node(
+                num_cpus=processors, object_store_memory=80_000_000, include_dashboard=False, env_vars=environment
+            )
             return
         except Exception:
             if attempt == 2:
@@ -184,6 +198,44 @@ def test_a_search_of_transfer_runs_to_its_end_over_two_nodes(cluster, tmp_path):
     result = transfer_search(study)
     assert list(result.trials["state"]) == ["finished"] * 4
     assert len(result.best.model.predict(table(20, 3))) == 20
+
+
+@pytest.mark.slow
+def test_trials_on_nodes_with_disks_of_their_own_bring_their_models_to_the_driver(cluster, bucket: Bucket, tmp_path):
+    study = make(
+        tmp_path, cluster.address, storage=bucket.storage, training__epochs=6, search__trials=3, search__concurrency=2
+    )
+    result = search(study)
+    assert len(set(nodes_of_batches(tmp_path))) == 2
+    assert list(result.trials["state"]) == ["finished"] * 3
+    models = result.folder / "trials"
+    assert bucket.names("houses/search-1/trials") == {f"trial-{number:04d}" for number in range(3)}
+    for number in range(3):
+        state = load_checkpoint(checkpoint_path(models, number))
+        assert state is not None and len(state["history"]) == 6
+    assert bucket.has("houses/search-1/model/weights.pt")
+
+
+@pytest.mark.slow
+def test_workers_on_nodes_with_disks_of_their_own_are_stopped_and_go_on_for_a_driver_anywhere(
+    cluster, bucket: Bucket, tmp_path
+):
+    epochs = 400
+    study = make(tmp_path, cluster.address, storage=bucket.storage, training__epochs=epochs, scale__workers=2)
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        train(study, baselines=False, progress=(steps := Steps("multi-task model", 3, interrupt)))
+    told += steps.seen
+    assert bucket.has("houses/train-1/checkpoint.pt")
+
+    bucket.on("two")
+    state = load_checkpoint(study.storage_folder / "train-1" / "checkpoint.pt")
+    assert state is not None and 3 <= len(state["history"]) < epochs
+    result = train(study, baselines=False, progress=(steps := Steps("multi-task model")))
+    assert result.folder == study.storage_folder / "train-1" and len(result.curves) == epochs
+    told += steps.seen
+    assert sorted(set(told)) == list(range(1, epochs + 1)) and len(told) <= epochs + 1
+    assert len(set(nodes_of_batches(tmp_path))) == 2
 
 
 @pytest.mark.slow

@@ -80,8 +80,11 @@ def test_every_mistake_is_reported_at_once_with_its_line(tmp_path):
         (
             ("tasks:", "storage: s3://key:secret@bucket/runs\ntasks:"),
             "storage",
-            "'s3://…' is an address, and runs need",
+            "'s3://…@…' holds a user or a password",
         ),
+        (("tasks:", "storage: https://host/runs\ntasks:"), "storage", "a web address, which cannot be written"),
+        (("tasks:", "storage: 's3://'\ntasks:"), "storage", "'s3://' is no address of a folder in an object store"),
+        (("tasks:", "storage: s3://bucket/../other\ntasks:"), "storage", "is no address of a folder"),
         (("read: {kind: regression}", "read: {}"), "tasks.read", "'kind' is missing"),
         (
             ("read: {kind: regression}", "read: {kind: regression, target: passed}"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from polyshot import completion
+from polyshot import completion, working_copy
 from polyshot.errors import PolyshotError, Problem, StudyError, exit_code
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ app = typer.Typer(
 
 
 def _runs(context: typer.Context, incomplete: str) -> list[str]:
-    return completion.runs(incomplete, Path(context.params.get("storage") or "polyshot-runs"))
+    return completion.runs(incomplete, working_copy.folder_of(context.params.get("storage") or "polyshot-runs"))
 
 
 StudyFile = Annotated[
@@ -324,7 +324,7 @@ def adapt(
         str, typer.Argument(help="The new group's labelled rows (CSV or Parquet), or a folder of pictures by class.")
     ],
     steps: Annotated[int | None, typer.Option(help="Gradient steps; as in meta-training by default.", min=0)] = None,
-    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+    storage: Annotated[str, typer.Option(help="The folder of runs, or an object store's address.")] = "polyshot-runs",
 ) -> None:
     """Adapt a meta-learnt learner to a new task's labelled rows or pictures; saves a model that predicts."""
     from polyshot.verbs.adapt import adapt as run_adapt
@@ -412,7 +412,7 @@ def features(
         int | None, typer.Option(help="Keep so many units, those that tell most about --target.", min=1)
     ] = None,
     target: Annotated[str | None, typer.Option(help="The column to tell about.")] = None,
-    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+    storage: Annotated[str, typer.Option(help="The folder of runs, or an object store's address.")] = "polyshot-runs",
 ) -> None:
     """Write what a trained model computes for rows in one of its layers."""
     from polyshot.verbs.features import features as run_features
@@ -433,7 +433,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .csv or .parquet file; else printed.")
     ] = None,
-    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+    storage: Annotated[str, typer.Option(help="The folder of runs, or an object store's address.")] = "polyshot-runs",
     as_json: AsJson = False,
 ) -> None:
     """Predict new rows with a trained model."""
@@ -455,7 +455,7 @@ def serve(
     ],
     host: Annotated[str, typer.Option(help="The address to listen on; by default this machine's own.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for any that is free.", min=0, max=65535)] = 8000,
-    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+    storage: Annotated[str, typer.Option(help="The folder of runs, or an object store's address.")] = "polyshot-runs",
 ) -> None:
     """Serve a trained model over HTTP: rows in, the predictions of all tasks out."""
     from polyshot.verbs.serve import serve as run_serve
@@ -471,7 +471,7 @@ def compare(
     study_file: Annotated[
         str, typer.Argument(help="A study file or a study's name.", metavar="STUDY", autocompletion=_runs)
     ],
-    storage: Annotated[Path, typer.Option(help="The folder of runs, when a name is given.")] = Path("polyshot-runs"),
+    storage: Annotated[str, typer.Option(help="The folder of runs, when a name is given.")] = "polyshot-runs",
     kind: Annotated[str | None, typer.Option(help="Only runs of this kind: train, search, trial, baseline.")] = None,
     limit: Annotated[int, typer.Option(help="Rows to print; 0 for all.", min=0)] = 30,
     as_json: AsJson = False,
@@ -495,7 +495,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The HTML file; else report.html in the run's folder.")
     ] = None,
-    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+    storage: Annotated[str, typer.Option(help="The folder of runs, or an object store's address.")] = "polyshot-runs",
     show: Annotated[bool, typer.Option("--open", help="Also open it in the browser.")] = False,
 ) -> None:
     """Write a run's report: one HTML page with verdict, tables, plots, and how to run it again."""
@@ -515,7 +515,7 @@ def ui(
             help="A study file; else the local store.", metavar="STUDY", autocompletion=completion.study_files
         ),
     ] = None,
-    storage: Annotated[Path, typer.Option(help="The folder of runs, when no study is given.")] = Path("polyshot-runs"),
+    storage: Annotated[str, typer.Option(help="The folder of runs, when no study is given.")] = "polyshot-runs",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow UI on this machine (loopback only)."""
@@ -612,7 +612,7 @@ def watch(
         ),
     ],
     address: Address = None,
-    storage: Annotated[Path, typer.Option(help="The folder of runs.")] = Path("polyshot-runs"),
+    storage: Annotated[str, typer.Option(help="The folder of runs, or an object store's address.")] = "polyshot-runs",
 ) -> None:
     """Watch a run of another process, or with --address a job, until it ends. Ctrl-C leaves it running."""
     if address is not None:
@@ -741,8 +741,9 @@ def _at_work(study: Study, verb: str) -> Iterator[Display]:
                 traceback.print_exc()  # into the log
                 error.log = log  # type: ignore[attr-defined]
                 raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         typer.echo("stopped; the same command goes on from here", err=True)
+        _echo_notes(stopped)
         raise typer.Exit(130) from None
 
 
@@ -916,6 +917,7 @@ def main() -> None:
         sys.exit(exit_code(error))
     except PolyshotError as error:
         typer.echo(f"error: {error}", err=True)
+        _echo_notes(error)
         sys.exit(exit_code(error))
     except Exception as error:  # noqa: BLE001 - a fault of ours, whatever it is
         log = getattr(error, "log", None)
@@ -925,6 +927,12 @@ def main() -> None:
         if log is not None:
             typer.echo(f"Details: {log}", err=True)
         sys.exit(exit_code(error))
+
+
+def _echo_notes(error: BaseException) -> None:
+    """What else is to be told of how a command ended."""
+    for note in getattr(error, "__notes__", []):
+        typer.echo(note, err=True)
 
 
 if __name__ == "__main__":

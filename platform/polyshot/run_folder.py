@@ -1,6 +1,7 @@
 """The folder of one run: `<storage>/<study>/<verb>-<number>`, what state it is in, and who works in it.
 
 A run that was interrupted is taken up again by the same command with the same study; one that has ended stays as it is.
+Where the storage is an object store's, this is the working copy's folder, and what is in the store counts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from polyshot import working_copy
 from polyshot.errors import RunError
 from polyshot.study import Study
 
@@ -45,21 +47,22 @@ class RunFolder:
 
         Raises:
             RunError: when another process works in the run that would be resumed, or the folder cannot be made.
+            ResourceError: when the storage is an object store's that cannot be used.
         """
+        working_copy.check(study.storage_folder)
         with _one_at_a_time(study.storage_folder):
             for earlier in [] if fresh else runs(study, verb, digest):
                 state = _read_state(earlier)
                 if state["status"] in ("running", "failed") or reopen_finished:
-                    return cls._locked(earlier, state, resumed=True)
+                    return cls._locked(earlier, resumed=True)
             path = study.storage_folder / f"{verb}-{max(_numbers(study, verb), default=0) + 1}"
             state = {"verb": verb, "digest": digest, "started": time.time()}
             path.mkdir()
-            folder = cls._locked(path, state, resumed=False)
             (path / "study.yaml").write_text(study.to_yaml(), encoding="utf-8")
-            return folder
+            return cls._locked(path, state, resumed=False)
 
     @classmethod
-    def _locked(cls, path: Path, state: dict[str, Any], *, resumed: bool) -> RunFolder:
+    def _locked(cls, path: Path, state: dict[str, Any] | None = None, *, resumed: bool) -> RunFolder:
         lock = (path / "lock").open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,7 +75,9 @@ class RunFolder:
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
-        folder = cls(path, state, resumed, lock)
+        if resumed:  # and nobody else here writes in it
+            working_copy.pull_folder(path, over=True)
+        folder = cls(path, state or _read_state(path), resumed, lock)
         folder.set_status("running")
         return folder
 
@@ -88,10 +93,14 @@ class RunFolder:
     def set_status(self, status: str) -> None:
         self.state["status"] = status
         write_json(self.path / "run.json", self.state)
+        working_copy.push(self.path)
 
-    def close(self, status: str) -> None:
+    def close(self, status: str) -> str | None:
+        """The run has come to this; returns what an object store could not be given of it, in words."""
         self.set_status(status)
+        missing = working_copy.settle()
         self._lock.close()
+        return missing
 
 
 @contextmanager
@@ -112,14 +121,16 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
 
 def runs(study: Study, verb: str, digest: str) -> Iterator[Path]:
     """The folders of the runs of `verb` with this `digest`, whatever their state, the newest first."""
+    working_copy.pull_folder(study.storage_folder, f"{verb}-*/run.json")
     for number in sorted(_numbers(study, verb), reverse=True):
         folder = study.storage_folder / f"{verb}-{number}"
         if _read_state(folder).get("digest") == digest:
+            working_copy.pull_folder(folder)
             yield folder
 
 
 def _numbers(study: Study, verb: str) -> list[int]:
-    names = (folder.name.removeprefix(f"{verb}-") for folder in study.storage_folder.glob(f"{verb}-*"))
+    names = (name.removeprefix(f"{verb}-") for name in working_copy.names(study.storage_folder))
     return [int(name) for name in names if name.isdigit()]
 
 
@@ -129,25 +140,33 @@ def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search", 
     Raises:
         RunError: when there is none.
     """
+    working_copy.pull_folder(study_folder, "*-*/run.json", "*-*/model/study.yaml")
     runs = [folder for verb in verbs for folder in study_folder.glob(f"{verb}-*") if (folder / "model").is_dir()]
     if not runs:
         raise RunError(f"{study_folder}: no run with a trained model; run `polyshot train` first")
-    return max(runs, key=lambda folder: _read_state(folder).get("started", 0.0))
+    newest = max(runs, key=lambda folder: _read_state(folder).get("started", 0.0))
+    working_copy.pull_folder(newest)
+    return newest
 
 
-def find_run(run: str, storage: Path) -> Path:
+def find_run(run: str, storage: str | Path) -> Path:
     """The folder of the run that `run` names: a run's folder or `<study>/<run>` in `storage`; a study's file, folder or
     name (its newest run); or an MLflow run id.
 
     Raises:
         RunError: when it names none.
     """
+    storage = working_copy.folder_of(storage)
     places = [Study.load(run).storage_folder] if run.endswith((".yaml", ".yml")) else [Path(run), storage / run]
     for place in places:
+        working_copy.pull_folder(place, "run.json", "*-*/run.json")
         if (place / "run.json").is_file():
+            working_copy.pull_folder(place)
             return place
         if own := [state.parent for state in place.glob("*-*/run.json")]:
-            return max(own, key=lambda folder: _read_state(folder).get("started", 0.0))
+            newest = max(own, key=lambda folder: _read_state(folder).get("started", 0.0))
+            working_copy.pull_folder(newest)
+            return newest
     return tracked_run(run, storage)
 
 
@@ -157,8 +176,10 @@ def tracked_run(run: str, storage: Path) -> Path:
     Raises:
         RunError: when there is none.
     """
+    working_copy.pull_folder(storage, "*/*/run.json")
     for state in storage.glob("*/*/run.json"):
         if _read_state(state.parent).get("mlflow_id") == run:
+            working_copy.pull_folder(state.parent)
             return state.parent
     raise RunError(
         f"'{run}' is neither a run's folder, nor a study file, nor a study or an MLflow run in {storage}; "

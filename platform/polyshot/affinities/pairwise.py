@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polyshot import working_copy
 from polyshot.affinities.probing import Matrix
 from polyshot.affinities.subsets import of_tasks
 from polyshot.data.prepare import Prepared
@@ -59,11 +60,12 @@ def pairwise_affinity(
 def _validation(study: Study, prepared: Prepared, cache: Path) -> dict[str, float]:
     """The metrics on validation of one network, as `task/metric`."""
     path = cache / f"{'-'.join(study.tasks)}-{study.digest(*SECTIONS)}-{data_digest(prepared)}.json"
-    if path.exists():
+    if working_copy.has(path):
         return json.loads(path.read_text(encoding="utf-8"))
     run = TrainingRun(study, prepared)
     for _ in run.epochs():
         pass
     found = run.evaluate(prepared.validation)
     write_json(path, found)
+    working_copy.push(path)
     return found

@@ -12,10 +12,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from polyshot import working_copy
 from polyshot.cluster import interface
 from polyshot.errors import ResourceError
 from polyshot.study import Study
@@ -84,7 +86,7 @@ def nodes() -> Sequence[Mapping[str, float]]:
 
 
 def check_shared(folder: Path) -> None:
-    """See that every node of the cluster has `folder`, where runs are kept.
+    """See that every node of the cluster has `folder`, where runs are kept, or can use the store that it stands for.
 
     Raises:
         ResourceError: when one has not: what its workers write there would be lost.
@@ -92,18 +94,17 @@ def check_shared(folder: Path) -> None:
     alive = [node for node in ray.nodes() if node["Alive"]]
     if len(alive) == 1:
         return
+    if working_copy.address_of(folder) is not None:
+        for address, fault in _from_each(alive, _why_not, folder).items():
+            if fault is not None:
+                raise ResourceError(f"{fault}, on the node {address} as well")
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(f"storage: {folder} cannot be made ({error.strerror}); choose another") from error
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-by-all-nodes-") as probe:
-        asked = {
-            str(node["NodeManagerAddress"]): _sees.options(
-                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(probe.name)
-            for node in alive
-        }
-        blind = [address for address, answer in asked.items() if not ray.get(answer)]
+        blind = [address for address, sees in _from_each(alive, _sees, probe.name).items() if not sees]
     if blind:
         raise ResourceError(
             f"storage: {folder} is not the same folder on all nodes ({', '.join(sorted(blind))} cannot see it); give "
@@ -111,9 +112,30 @@ def check_shared(folder: Path) -> None:
         )
 
 
+def _from_each(alive: Sequence[Mapping[str, Any]], ask: Any, argument: Any) -> dict[str, Any]:
+    """What a remote function answers on each node, by their addresses."""
+    asked = {
+        str(node["NodeManagerAddress"]): ask.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(argument)
+        for node in alive
+    }
+    return {address: ray.get(answer) for address, answer in asked.items()}
+
+
 @ray.remote
 def _sees(path: str) -> bool:
     return Path(path).exists()
+
+
+@ray.remote
+def _why_not(folder: Path) -> str | None:
+    """Why this node cannot use the store that a folder of the driver's stands for, if so."""
+    try:
+        working_copy.check(working_copy.here(folder))
+    except ResourceError as error:
+        return str(error)
+    return None
 
 
 @contextmanager

@@ -7,7 +7,6 @@ once, also where an earlier process died before it could.
 from __future__ import annotations
 
 import math
-import shutil
 import signal
 import threading
 import time
@@ -22,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.tune.experiment import Trial
 
+from polyshot import working_copy
 from polyshot.outcomes import curve, log_baseline, log_outcome
 from polyshot.progress import Progress
 from polyshot.run_folder import RunFolder
@@ -98,7 +98,8 @@ class Recorder(tune.Callback):
         # Optuna was told of these epochs, and MLflow right after.
         for trial in optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._logged[trial.number] = trial.user_attrs.get(EPOCHS, trial.last_step or 0)
-        self._kept = {trial.number for trial in ended if trial_folder(trials_folder, trial.number).exists()}
+        kept = working_copy.names(trials_folder)
+        self._kept = {trial.number for trial in ended if trial_folder(trials_folder, trial.number).name in kept}
         for trial in ended:
             self._record_end(trial)
         progress.start(self._names.activity, study.search.trials)
@@ -243,7 +244,7 @@ class Recorder(tune.Callback):
         order = ranked((trials[number] for number in self._kept), self._objective)
         best = {trial.number for trial in order[:_KEPT_CHECKPOINTS]}
         for other in self._kept - best:
-            shutil.rmtree(trial_folder(self._trials_folder, other), ignore_errors=True)
+            working_copy.remove(trial_folder(self._trials_folder, other))
         self._kept = best
 
     # --- how it stands -----------------------------------------------------------------------------------------------

@@ -27,7 +27,9 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
-from polyshot.errors import RunError
+from polyshot import working_copy
+from polyshot.cluster.ray import nodes
+from polyshot.errors import ResourceError, RunError
 from polyshot.progress import Progress
 from polyshot.report import plots
 from polyshot.run_folder import RunFolder, read_table, runs, write_json, write_table
@@ -132,7 +134,9 @@ class Sweep:
         study, objective, epochs = self._study, self._subject.objective, self._subject.epochs(self._study)
         started -= self._folder.state.get("seconds", 0.0)
         deadline = math.inf if study.search.minutes is None else started + 60 * study.search.minutes - reserve
-        context = SearchContext(study, self._subject, self._trials_folder, frozenset(rungs(study, epochs)), deadline)
+        node = None if isinstance(plan, int) else ray.get_runtime_context().get_node_id()
+        rests = frozenset(rungs(study, epochs))
+        context = SearchContext(study, self._subject, self._trials_folder, rests, deadline, node)
         earlier = self.optuna.get_trials(deepcopy=False)
         age = max((trial.last_step or 0 for trial in earlier if trial.state == TrialState.RUNNING), default=0)
         scheduler = build_scheduler(study, objective.directions[0], epochs, age)
@@ -170,6 +174,11 @@ class Sweep:
     ) -> None:
         study = self._study
         is_population = study.search.is_population
+        if is_population and working_copy.address_of(self._trials_folder) is not None and len(nodes()) > 1:
+            raise ResourceError(
+                f"storage: with '{study.search.scheduler}', trials on several nodes copy each other through a folder "
+                "that all see; give the path of one, use the scheduler 'asha', or a cluster of one node"
+            )
         trainable = PopulationTrainable if is_population else TrialTrainable
         if study.search.fidelity == "labels":
             trainable = LabelTrainable
@@ -234,7 +243,7 @@ class Sweep:
             if trial.state == TrialState.COMPLETE and not was_stopped(trial):
                 candidate, values = points[trial.number]
                 reruns.append(Rerun(candidate, values["seed"], again._judged(trial, judge)))
-        shutil.rmtree(again._trials_folder, ignore_errors=True)
+        working_copy.remove(again._trials_folder)
         return confirmation.confirmation(objectives, reruns)
 
     def _judged(

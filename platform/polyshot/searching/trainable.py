@@ -16,10 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import ray
 import torch
 from ray import tune
 from ray.tune.result import DONE
 
+from polyshot import working_copy
 from polyshot.searching.objective import COST, Objective
 from polyshot.searching.protocol import (
     CURRENT,
@@ -52,6 +54,7 @@ class SearchContext:
     folder: Path  # of the trials' folders
     rungs: frozenset[int]  # epochs that must be the last of a report
     deadline: float  # Unix time
+    node: str | None = None  # the driver's
 
 
 def trial_folder(trials: Path, number: int) -> Path:
@@ -128,7 +131,7 @@ class TrialTrainable(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         self._error = None
         self._reported = 0
-        self._path = checkpoint_path(self._context.folder, config["number"])
+        self._path = checkpoint_path(working_copy.here(self._context.folder), config["number"])
         try:
             study = self._context.study.with_values(config["values"])
             self._costs = self._context.subject.costs(study)
@@ -164,6 +167,8 @@ class TrialTrainable(tune.Trainable):
         if run.finished or is_late or time.monotonic() - self._saved >= self._checkpoint_seconds:
             save_checkpoint(self._state(), self._path)
             self._saved = time.monotonic()
+        if run.finished or is_late:  # a trial that is told as ended has its model where others find it
+            working_copy.settle()
         return self._result(run.history, run.finished, is_late)
 
     def _state(self) -> dict[str, Any]:
@@ -173,6 +178,8 @@ class TrialTrainable(tune.Trainable):
 
     def _close(self) -> None:
         self._run = None
+        if self._context.node not in (None, ray.get_runtime_context().get_node_id()):
+            working_copy.release(self._path.parent)  # on the driver's own node, it keeps those of the best
 
 
 class PopulationTrainable(TrialTrainable):
@@ -322,6 +329,7 @@ class DistributedTrainable(TrialTrainable):
         if self._training is not None:
             self._stop.set()
             self._training.join()
+        super()._close()
 
 
 class _StoppedError(Exception):

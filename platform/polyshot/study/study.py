@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from polyshot import working_copy
 from polyshot.errors import Problem, StudyError
 from polyshot.study.agreement import disagreements
 from polyshot.study.balance import Balance, FixedBalance
@@ -30,6 +31,9 @@ from polyshot.study.training import Training
 from polyshot.study.transfer import Transfer
 from polyshot.study_file import Key, dotted, key_path, nearest_line, parse_yaml, section_fields, sentence
 
+_SCHEME = r"[a-z][a-z0-9+.-]*"
+_PLACE = r"[^/\s?#*\[\]]+(/[^/\s?#*\[\]]+)*/?"
+
 
 class Study(Section):
     """Several related prediction tasks and everything that is done about them."""
@@ -37,7 +41,9 @@ class Study(Section):
     name: str = Field(pattern=NAME, max_length=100, description="Names the experiment and its folder.")
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of initialisation, batches and sampling.")
     storage: str = Field(
-        "polyshot-runs", min_length=1, description="Folder of runs, models and the local MLflow store (from here)."
+        "polyshot-runs",
+        min_length=1,
+        description="Folder of runs, models and the local MLflow store (from here); or an object store, s3://BUCKET/RUNS.",
     )
     data: Data
     tasks: dict[Annotated[str, Field(pattern=NAME)], Task] = Field(min_length=1)
@@ -64,13 +70,21 @@ class Study(Section):
 
     @field_validator("storage")
     @classmethod
-    def _storage_is_a_folder(cls, storage: str) -> str:
-        scheme, mark, _ = storage.partition("://")
-        if mark:
+    def _storage_is_a_folder_or_an_address(cls, storage: str) -> str:
+        scheme, mark, place = storage.partition("://")
+        if not mark:
+            return storage
+        if "@" in place:
             raise ValueError(
-                f"'{scheme}://…' is an address, and runs need a folder, whose files are locked and replaced in place; "
-                "mount the store and give the folder's path (tables may have an address: data.source)"
+                f"'{scheme}://…@…' holds a user or a password, which others could read; leave them out: credentials "
+                "come from the environment, or from the store's own files"
             )
+        if scheme in ("file", "local"):
+            raise ValueError(f"'{scheme}://…' is on this machine; give the folder's path")
+        if scheme in ("http", "https"):
+            raise ValueError(f"'{scheme}://…' is a web address, which cannot be written; give s3://BUCKET/RUNS")
+        if not re.fullmatch(_SCHEME, scheme) or not re.fullmatch(_PLACE, place) or ".." in place.split("/"):
+            raise ValueError(f"'{storage}' is no address of a folder in an object store; give s3://BUCKET/RUNS")
         return storage
 
     @field_validator("tasks")
@@ -294,8 +308,8 @@ class Study(Section):
 
     @property
     def storage_folder(self) -> Path:
-        """Where this study's runs are kept."""
-        return Path(self.storage).expanduser().absolute() / self.name
+        """Where this study's runs are kept on this node; of an object store, in its working copy."""
+        return working_copy.folder_of(self.storage).expanduser().absolute() / self.name
 
 
 def json_schema() -> dict[str, Any]:

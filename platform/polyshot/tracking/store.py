@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from polyshot import working_copy
 from polyshot.errors import TrackingError
 from polyshot.study import Study
 
@@ -144,7 +145,7 @@ class Store:
 
 def resolve(study: Study) -> Store:
     """The store that the study names, else MLFLOW_TRACKING_URI, else a SQLite file in the storage folder."""
-    storage = Path(study.storage).expanduser().absolute()
+    storage = working_copy.folder_of(study.storage).expanduser().absolute()
     given = [("tracking.uri", study.tracking.uri), ("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))]
     origin, uri = next(((origin, uri) for origin, uri in given if uri), ("storage", f"{DISK}{storage / 'mlflow.db'}"))
     if uri.startswith(DISK) and uri != DISK:  # the writer may start elsewhere

@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from polyshot import working_copy
 from polyshot.errors import TrackingError
 from polyshot.study import Study
 from polyshot.tracking.store import DISK, Store, resolve
 
 
-def serve_ui(where: Study | Path, port: int = 5000, host: str = "127.0.0.1") -> NoReturn:
+def serve_ui(where: Study | str | Path, port: int = 5000, host: str = "127.0.0.1") -> NoReturn:
     """Become MLflow's server over the store of a study, or over the local store of a storage folder.
 
     Raises:
@@ -25,7 +26,7 @@ def serve_ui(where: Study | Path, port: int = 5000, host: str = "127.0.0.1") -> 
     if isinstance(where, Study):
         store = resolve(where)
     else:
-        storage = where.expanduser().absolute()
+        storage = working_copy.folder_of(where).expanduser().absolute()
         store = Store(f"{DISK}{storage / 'mlflow.db'}", "storage", "", storage / "mlartifacts")
     if store.is_server:
         raise TrackingError(f"{store.origin}: the runs are on a server, open {store.shown} in a browser")

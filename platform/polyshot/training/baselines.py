@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from polyshot import working_copy
 from polyshot.data.prepare import Prepared
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_atomically, write_json
@@ -103,7 +104,7 @@ def _baselines(
         parts = ",".join(f"{epoch}:{study.digest(*SECTIONS)}" for epoch, study in later.items())
         digest += f"-{hashlib.sha256(parts.encode()).hexdigest()[:8]}"
     paths = [cache / f"{task}-{study.digest(*SECTIONS)}-{digest}.json" for study in single]
-    runs = {path: TrainingRun(study, alone) for path, study in zip(paths, single, strict=True) if not path.exists()}
+    runs = {path: TrainingRun(study, alone) for path, study in zip(paths, single, strict=True) if not _is_kept(path)}
     trained: dict[Path, Baseline] = {}
     if runs:
         activity = f"baseline {task}" + (f", {len(runs)} seeds" if len(runs) > 1 else "")
@@ -147,6 +148,12 @@ def _write(path: Path, baseline: Baseline) -> None:
     saved = asdict(baseline)
     del saved["outputs"]
     write_json(path, saved)
+    for file in (path.with_suffix(".npz"), path):
+        working_copy.push(file)
+
+
+def _is_kept(path: Path) -> bool:
+    return working_copy.has(path.with_suffix(".npz")) and working_copy.has(path)
 
 
 def _read(path: Path) -> Baseline:

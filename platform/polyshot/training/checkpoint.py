@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from polyshot import working_copy
 from polyshot.errors import RunError
 
 _DIGEST_BYTES = 32
@@ -40,6 +41,7 @@ def save_checkpoint(state: dict[str, Any], path: Path) -> None:
         if path.exists():
             path.replace(_reserve(path))
         partial.replace(path)
+        working_copy.push(path)
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -55,7 +57,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         RunError: when there are checkpoints and all of them are damaged.
     """
-    candidates = [candidate for candidate in (path, _reserve(path)) if candidate.exists()]
+    candidates = [path] if working_copy.has(path) else []
+    candidates += [reserve] if (reserve := _reserve(path)).exists() else []
     for candidate in candidates:
         state = _read(candidate, device)
         if state is not None:

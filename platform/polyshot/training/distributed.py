@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from polyshot import working_copy
 from polyshot.data.prepare import TrainingData
 from polyshot.errors import PolyshotError, ResourceError, RunError
 from polyshot.models.multitask import build_model
@@ -36,6 +37,7 @@ from polyshot.training.world import World
 
 CHECKPOINT = "checkpoint.pt"
 _POLL_SECONDS = 0.2
+_STORE_SECONDS = 5.0  # between two looks into an object store
 
 
 class DistributedRun(Protocol):
@@ -115,16 +117,23 @@ def distribute(study: Study, work: Work[Any], folder: Path, *, on_epoch: Callabl
     use_gpu = _use_gpu(study)
     meeting = Meeting(folder.resolve())
     meeting.path.mkdir(parents=True, exist_ok=True)
-    meeting.stop.unlink(missing_ok=True)
+    working_copy.remove(meeting.stop)
+    working_copy.settle()
     telling = _Telling(meeting, on_epoch)
-    job = {"study": study, "work": ray.put(work), "meeting": meeting, "use_gpu": use_gpu}
+    node = ray.get_runtime_context().get_node_id()
+    job = {"study": study, "work": ray.put(work), "meeting": meeting, "use_gpu": use_gpu, "node": node}
     fit = _in_thread(_trainer(study, use_gpu, meeting.path, job).fit)
     try:
+        looked = time.monotonic()
         while not fit.done():
+            if time.monotonic() - looked >= _STORE_SECONDS:
+                working_copy.has(meeting.epochs, over=False)
+                looked = time.monotonic()
             telling.tell_new()
             wait([fit], timeout=_POLL_SECONDS)
     except BaseException:
         meeting.stop.touch()
+        working_copy.push(meeting.stop)
         wait([fit])
         raise
     fault = outcome(fit, study)
@@ -142,7 +151,10 @@ def distribute(study: Study, work: Work[Any], folder: Path, *, on_epoch: Callabl
 
 @dataclass(frozen=True)
 class Meeting:
-    """The files through which the driver and the workers of a run exchange what they have to say."""
+    """The files through which the driver and the workers of a run exchange what they have to say.
+
+    Where nodes share an object store and no folder, each has them in its working copy, and looks there now and then.
+    """
 
     path: Path
 
@@ -165,6 +177,11 @@ class Meeting:
         """Is there when the workers are to stop."""
         return self.path / "stop"
 
+    @property
+    def here(self) -> Meeting:
+        """The same on this node."""
+        return Meeting(working_copy.here(self.path))
+
 
 class _Telling:
     """Calls `on_epoch` with each epoch once, in order, over all the lives of workers and driver."""
@@ -183,6 +200,8 @@ class _Telling:
         """Tell the epochs that have been written since the last call."""
         if not self._meeting.epochs.exists():
             return
+        if self._meeting.epochs.stat().st_size < self._read:  # brought here anew, from a worker that died
+            self._read = 0
         with self._meeting.epochs.open("rb") as file:
             file.seek(self._read)
             lines = file.read().rpartition(b"\n")[0]
@@ -196,6 +215,7 @@ class _Telling:
                 self._on_epoch(epoch)
                 self._told = epoch.number
                 write_json(self._meeting.told, self._told)
+                working_copy.push(self._meeting.told)
 
 
 def _parsed(lines: bytes) -> Iterator[Epoch]:
@@ -296,7 +316,7 @@ def check_resources(study: Study) -> None:
 def _work(job: dict[str, Any]) -> PolyshotError | None:
     """One worker's part of the run. What the first returns reaches the driver: a fault that no restart would mend."""
     study: Study = job["study"]
-    meeting: Meeting = job["meeting"]
+    meeting: Meeting = job["meeting"].here
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if job["use_gpu"] else torch.device("cpu")
@@ -308,17 +328,24 @@ def _work(job: dict[str, Any]) -> PolyshotError | None:
     if state is not None:
         run.load_state_dict(state)
     parts = work.parts(run)
-    if world.rank == 0:
-        return lead(run, parts, meeting)
-    follow(run, parts)
-    return None
+    if world.rank > 0:
+        follow(run, parts)
+        return None
+    fault = lead(run, parts, meeting)
+    working_copy.settle()
+    if job["node"] != ray.get_runtime_context().get_node_id():
+        working_copy.release(meeting.path)
+        working_copy.settle()
+    return fault
 
 
 def lead(run: DistributedRun, parts: Iterator[Epoch | None], meeting: Meeting) -> PolyshotError | None:
     """The first worker trains, keeps the records and says after each part whether all go on."""
     fault: PolyshotError | None = None
-    saved = looked = time.monotonic()
+    saved = looked = asked = time.monotonic()
     stopping = False
+    working_copy.has(meeting.stop, over=False)  # or has gone since an earlier life on this node
+    working_copy.has(meeting.epochs, over=False)
     with meeting.epochs.open("a", encoding="utf-8") as epochs:
         epochs.write("\n")  # ends a line that a death cut short
         for epoch in parts:
@@ -326,6 +353,10 @@ def lead(run: DistributedRun, parts: Iterator[Epoch | None], meeting: Meeting) -
             if epoch is not None:
                 epochs.write(json.dumps(asdict(epoch)) + "\n")
                 epochs.flush()
+                working_copy.push(meeting.epochs)
+            if now - asked >= _STORE_SECONDS:
+                working_copy.look(meeting.stop)
+                asked = now
             if epoch is not None or now - looked >= _POLL_SECONDS:
                 stopping, looked = meeting.stop.exists(), now
             due = run.finished or stopping or now - saved >= run.study.training.checkpoint_seconds

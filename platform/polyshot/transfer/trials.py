@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from polyshot import working_copy
 from polyshot.models.multitask import build_model
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_atomically, write_json
@@ -83,7 +84,7 @@ class Trial:
     def outcome(self, cache: Path, progress: Progress = SILENT) -> Outcome:
         """What the training gave, from `cache` where it was done before."""
         path = self._path(cache)
-        if not path.exists():
+        if not all(working_copy.has(path.with_suffix(kind)) for kind in (".pt", ".npz", ".json")):
             self._train(path, progress)
         return _read(path, self)
 
@@ -121,6 +122,8 @@ class Trial:
                 "seconds": time.perf_counter() - started,
             },
         )
+        for kind in (".pt", ".npz", ".json"):
+            working_copy.push(path.with_suffix(kind))
         progress.finish(activity, f"best epoch {run.best.number}" if run.best else "")
 
     def _path(self, cache: Path) -> Path:

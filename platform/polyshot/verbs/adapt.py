@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from polyshot.errors import RunError
+from polyshot import working_copy
+from polyshot.errors import ResourceError, RunError
 from polyshot.run_folder import RunFolder
 from polyshot.study import Study
 from polyshot.tracking.tracker import Tracker
@@ -48,7 +49,7 @@ def adapt(
     support: pd.DataFrame | str | Path,
     *,
     steps: int | None = None,
-    storage: Path = Path("polyshot-runs"),
+    storage: str | Path = "polyshot-runs",
 ) -> AdaptResult:
     """Adapt the learner of a meta-learning run to a new task's labelled rows, and save what predicts its others.
 
@@ -82,7 +83,8 @@ def adapt(
         tracked.end()
     tracker.close()
     folder.state["mlflow_id"] = tracker.mlflow_id(tracked)
-    folder.close("finished")
+    if (missing := folder.close("finished")) is not None:
+        raise ResourceError(missing)
     return AdaptResult(rows, folder.path, folder.state["mlflow_id"])
 
 
@@ -107,16 +109,19 @@ def _adapted(
     return int(support[table.target.column].notna().sum()), lambda folder: write_model(folder, made, table.example)
 
 
-def find_learner(run: str, storage: Path) -> Path:
+def find_learner(run: str, storage: str | Path) -> Path:
     """The learner's folder that `run` names.
 
     Raises:
         RunError: when it names none.
     """
+    storage = working_copy.folder_of(storage)
     for folder in (Path(run), storage / run):
+        working_copy.pull_folder(folder, f"{LEARNER}/*", "study.yaml")
         if (folder / LEARNER).is_dir():
             return folder / LEARNER
     home = Study.load(run).storage_folder if run.endswith((".yaml", ".yml")) else storage / run
+    working_copy.pull_folder(home, "meta-*/run.json", f"meta-*/{LEARNER}/*", "meta-*/study.yaml")
     learners = [path for path in home.glob(f"meta-*/{LEARNER}") if path.parent.name.removeprefix("meta-").isdigit()]
     if learners:
         return max(learners, key=lambda path: int(path.parent.name.removeprefix("meta-")))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from polyshot import working_copy
 from polyshot.errors import Problem, StudyError, did_you_mean
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import write_json
@@ -108,7 +109,7 @@ def affinity(
             folder = recording.folder
             result = _affinity(study, prepared, method, networks, folder.path, recording.run, progress)
     mlflow_id = recording.settle(progress)
-    folder.close("finished")
+    recording.finish(progress)
     return AffinityResult(method, **result, folder=folder.path, mlflow_id=mlflow_id)
 
 
@@ -195,7 +196,7 @@ def _measured(study: Study, prepared: Prepared, method: Method, progress: Progre
 
     kept = study.storage_folder / "affinities"
     path = kept / f"{method}-{study.digest(*SECTIONS)}-{data_digest(prepared)}.json"
-    if not path.exists():
+    if not working_copy.has(path):
         if method == "gradients":
             found = gradient_affinity(study, prepared, progress)
             tables = {"affinity": found.cosine, "conflict": found.conflict}
@@ -212,6 +213,7 @@ def _measured(study: Study, prepared: Prepared, method: Method, progress: Progre
                 for name, values in tables.items()
             },
         )
+        working_copy.push(path)
     return json.loads(path.read_text(encoding="utf-8")).items()
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from polyshot import working_copy
 from polyshot.study import Study
+from polyshot.tracking.store import resolve
 
 
 def check(study: Study, *, with_data: bool = False) -> list[str]:
-    """Sentences about a valid study: which of its parts run code of the user's, and what its table holds.
+    """Sentences about a valid study: which parts run code of the user's, where runs are kept, what its table holds.
 
     Raises:
         PolyshotError: with `with_data`, when the table cannot be read, or the model does not fit it.
     """
     words = [f"runs code of yours: {path} ({key})" for key, path in study.objects.items()]
+    words += _places(study)
     if with_data:
         from polyshot.data.prepare import prepare
         from polyshot.training.loop import TrainingRun
@@ -26,3 +31,13 @@ def check(study: Study, *, with_data: bool = False) -> list[str]:
             words.append(f"task {target.task}: {count} labels for training")
         words.extend(prepared.notes)
     return words
+
+
+def _places(study: Study) -> Iterator[str]:
+    """Where things are, of a study that keeps its runs in an object store."""
+    if (address := working_copy.address_of(study.storage_folder)) is None:
+        return
+    yield f"runs are kept at {address}; this machine works on a copy, in {study.storage_folder}"
+    store = resolve(study)
+    if store.origin == "storage":
+        yield f"MLflow's store stays on this machine: {store.sqlite_file}; tracking.uri names one that others see"

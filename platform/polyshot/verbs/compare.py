@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polyshot import working_copy
 from polyshot.study import Study
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ _KINDS = ("train", "search", "trial", "baseline", "seed", "affinity", "meta", "a
 
 
 def compare(
-    study: Study | str | Path, *, storage: Path = Path("polyshot-runs"), kind: str | None = None
+    study: Study | str | Path, *, storage: str | Path = "polyshot-runs", kind: str | None = None
 ) -> pd.DataFrame:
     """The runs of a study that MLflow has, best validation improvement first.
 
@@ -37,6 +38,8 @@ def compare(
         if str(study).endswith((".yaml", ".yml")):
             study = Study.load(study)
         else:
+            storage = working_copy.folder_of(storage)
+            working_copy.pull_folder(storage / str(study), "*/study.yaml")
             newest = sorted((storage / str(study)).glob("*/study.yaml"), key=lambda path: path.stat().st_mtime)
             if not newest:
                 raise RunError(f"'{study}' is neither a study file nor the name of a study in {storage}")

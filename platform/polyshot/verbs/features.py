@@ -22,7 +22,7 @@ def features(
     pca: int | None = None,
     mutual_information: int | None = None,
     target: str | None = None,
-    storage: Path = Path("polyshot-runs"),
+    storage: str | Path = "polyshot-runs",
 ) -> pd.DataFrame:
     """The outputs of a layer for each row, one column per unit, with the table's index.
 

@@ -124,7 +124,7 @@ def meta_learn(
             _fit(run, folder.path, parent, progress)
             conclude(run, baselines, folder.path, parent, progress)
     mlflow_id = recording.settle(progress)
-    folder.close("finished")
+    recording.finish(progress)
     return read_result(folder.path, mlflow_id)
 
 

@@ -136,7 +136,7 @@ def meta_search(
             sweep.log(best)
     outcome = sweep.outcome(best) | {"baselines": baselines, "mlflow_id": recording.settle(progress)}
     write_json(folder.path / RESULT, outcome)
-    folder.close("finished")
+    recording.finish(progress)
     return MetaSearchResult.read(study, folder.path, outcome, read_result)
 
 

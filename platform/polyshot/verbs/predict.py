@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polyshot import working_copy
 from polyshot.run_folder import latest_run, tracked_run
 from polyshot.study import Study
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from polyshot.saved_model import SavedModel
 
 
-def predict(run: str | Path, rows: pd.DataFrame | str | Path, *, storage: Path = Path("polyshot-runs")) -> pd.DataFrame:
+def predict(run: str | Path, rows: pd.DataFrame | str | Path, *, storage: str | Path = "polyshot-runs") -> pd.DataFrame:
     """Predictions of every task for each row (see `SavedModel.predict` for the columns).
 
     Args:
@@ -53,18 +54,22 @@ def load_model(folder: Path) -> SavedModel | PictureModel:
     return (PictureModel if (folder / DESCRIPTION).exists() else SavedModel).load(folder)
 
 
-def find_model(run: str, storage: Path) -> Path:
+def find_model(run: str, storage: str | Path) -> Path:
     """The model folder that `run` names.
 
     Raises:
         RunError: when it names none.
     """
+    storage = working_copy.folder_of(storage)
     if run.endswith((".yaml", ".yml")):
         return latest_run(Study.load(run).storage_folder) / "model"
     for folder in (Path(run), storage / run):
+        working_copy.pull_folder(folder, "weights.pt", "model/weights.pt", "*-*/run.json")
         if (folder / "weights.pt").exists():
+            working_copy.pull_folder(folder)
             return folder
         if (folder / "model" / "weights.pt").exists():
+            working_copy.pull_folder(folder)
             return folder / "model"
         if folder.is_dir() and any(folder.glob("*-*/run.json")):
             return latest_run(folder) / "model"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyshot import working_copy
 from polyshot.progress import Progress
 from polyshot.run_folder import RunFolder, write_json
 from polyshot.study import Study
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 STANDING = "progress.json"  # how a run stands, in its folder: see `KeptProgress`
 _PAUSE = 0.5  # seconds between two notes of how it stands, at least
+_PUSH_PAUSE = 5.0  # and between two that an object store is given
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,15 @@ class Recording:
         """The same progress, which is also kept in the run's folder for who looks in from elsewhere."""
         return KeptProgress(progress, self.folder.path / STANDING)
 
+    def finish(self, progress: Progress) -> None:
+        """The run has ended well; notes what an object store could not be given of it."""
+        if (missing := self.folder.close("finished")) is not None:
+            progress.note(missing)
+
     def settle(self, progress: Progress) -> str | None:
         """Wait until MLflow has all of it, or note what it has not; returns the run's id there, which the folder keeps.
 
-        For when the work is done and what it needed is given back; the folder is then the caller's to close.
+        For when the work is done and what it needed is given back; the run is then the caller's to `finish`.
         """
         if (kept := self.tracker.close()) is not None:
             progress.note(str(kept))
@@ -62,7 +69,7 @@ class KeptProgress(Progress):
         self._path = path
         self._activities: dict[str, dict[str, Any]] = {}
         self._best: dict[str, dict[str, float]] = {}
-        self._written = 0.0
+        self._written = self._pushed = 0.0
 
     def start(self, activity: str, total: int | None = None) -> None:
         self._shown.start(activity, total)
@@ -97,6 +104,9 @@ class KeptProgress(Progress):
         about = {"process": os.getpid(), "host": socket.gethostname(), "written": time.time()}
         activities = [{"name": name} | own for name, own in self._activities.items()]
         write_json(self._path, about | {"activities": activities} | self._best)
+        if self._written - self._pushed >= _PUSH_PAUSE:
+            working_copy.push(self._path)
+            self._pushed = self._written
 
 
 @contextmanager
@@ -144,11 +154,10 @@ def recorded(
             run.log_artifact(folder.path / "study.yaml")
             yield Recording(folder, run, tracker)
             _log_report(folder, run)
-    except KeyboardInterrupt:
-        folder.close("running")
-        raise
-    except BaseException:
-        folder.close("failed")
+    except BaseException as error:
+        missing = folder.close("running" if isinstance(error, KeyboardInterrupt) else "failed")
+        if missing is not None:
+            error.add_note(missing)
         raise
 
 

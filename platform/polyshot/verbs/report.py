@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 
 
-def report(run: str | Path, *, storage: Path = Path("polyshot-runs"), output: Path | None = None) -> Path:
+def report(run: str | Path, *, storage: str | Path = "polyshot-runs", output: Path | None = None) -> Path:
     """Write the report of a run that has ended; returns its file.
 
     Args:

@@ -155,7 +155,7 @@ def search(
             outcome = run.conclude(run.confirm(plan) if study.search.confirm else None)
     outcome["mlflow_id"] = recording.settle(progress)
     write_json(recording.folder.path / RESULT, outcome)
-    recording.folder.close("finished")
+    recording.finish(progress)
     return _read_result(study, recording.folder.path, outcome)
 
 

@@ -16,7 +16,7 @@ def serve(
     *,
     host: str = LOOPBACK,
     port: int = 8000,
-    storage: Path = Path("polyshot-runs"),
+    storage: str | Path = "polyshot-runs",
     tell: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Serve a model until the process is stopped: `POST /invocations` with rows gives the predictions of all tasks.

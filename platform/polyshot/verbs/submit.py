@@ -82,12 +82,12 @@ def _metadata(study: Study, verb: str) -> dict[str, str]:
 def _require_shared(study: Study) -> None:
     """Refuse a study whose runs would end with the job's folder on one of the nodes."""
     problems = []
-    if not Path(study.storage).expanduser().is_absolute():
+    if "://" not in study.storage and not Path(study.storage).expanduser().is_absolute():
         problems.append(
             Problem(
                 "storage",
                 f"'{study.storage}' is relative, and would be lost with the job's folder; give an absolute path that "
-                "all nodes share, in the study or by --set storage=/shared/polyshot-runs",
+                "all nodes share, or an object store's address, in the study or by --set storage=/shared/polyshot-runs",
             )
         )
     uri = study.tracking.uri or ""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyshot import working_copy
 from polyshot.errors import Problem, StudyError
 from polyshot.outcomes import curve, log_baseline, log_outcome, log_verdicts
 from polyshot.progress import SILENT, Progress
@@ -130,7 +131,7 @@ def train(
                 progress = recording.kept(progress)
                 result = _train_seeds(study, prepared, baselines, seeds, recording, progress)
     mlflow_id = recording.settle(progress)
-    recording.folder.close("finished")
+    recording.finish(progress)
     return TrainResult(**result, folder=recording.folder.path, mlflow_id=mlflow_id)
 
 
@@ -246,6 +247,7 @@ def _one_seed(
         with ending(child):
             found = _train(training, prepared, with_baselines, recording.tracker, child, folder, progress)
         write_table(folder / "ended.json", found["metrics"])  # the last: a seed that has it is whole
+        working_copy.push(folder)
     return read_table(folder / "ended.json"), read_table(folder / "curves.json")
 
 

@@ -112,7 +112,7 @@ def transfer(
             cache = folder.path / KEPT if fresh else study.storage_folder / KEPT
             conclude(study, targets, trials, cache, recording, progress)
     mlflow_id = recording.settle(progress)
-    folder.close("finished")
+    recording.finish(progress)
     return read_result(folder.path, mlflow_id)
 
 

@@ -134,7 +134,7 @@ def transfer_search(
             sweep.log(best)
     outcome = sweep.outcome(best) | {"mlflow_id": recording.settle(progress)}
     write_json(folder.path / RESULT, outcome)
-    folder.close("finished")
+    recording.finish(progress)
     return TransferSearchResult.read(study, folder.path, outcome, read_result)
 
 

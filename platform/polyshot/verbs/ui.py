@@ -7,7 +7,7 @@ from pathlib import Path
 from polyshot.study import Study
 
 
-def ui(study: Study | None = None, *, storage: Path = Path("polyshot-runs"), port: int = 5000) -> None:
+def ui(study: Study | None = None, *, storage: str | Path = "polyshot-runs", port: int = 5000) -> None:
     """Serve the MLflow UI on loopback until it is stopped.
 
     Args:

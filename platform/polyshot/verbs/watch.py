@@ -9,15 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from polyshot import working_copy
 from polyshot.errors import RunError
 from polyshot.progress import SILENT, Progress
 from polyshot.run_folder import find_run
 from polyshot.verbs.recording import STANDING
 
 _LOOK_SECONDS = 0.5
+_LOOK_SECONDS_AT_STORE = 5.0  # where every look is a request
 
 
-def watch(run: str | Path, *, storage: Path = Path("polyshot-runs"), progress: Progress = SILENT) -> str:
+def watch(run: str | Path, *, storage: str | Path = "polyshot-runs", progress: Progress = SILENT) -> str:
     """Show a run's progress until it ends; returns how: finished, failed, or interrupted (its process has gone).
 
     Args:
@@ -29,7 +31,10 @@ def watch(run: str | Path, *, storage: Path = Path("polyshot-runs"), progress: P
     """
     folder = find_run(str(run), storage)
     seen = _Seen(progress)
+    pause = _LOOK_SECONDS if working_copy.address_of(folder) is None else _LOOK_SECONDS_AT_STORE
     while True:
+        for name in ("run.json", STANDING):
+            working_copy.pull(folder / name)
         status = _read(folder / "run.json")["status"]  # before the rest: what is read then is the last
         standing = _read(folder / STANDING)
         seen.show(standing)
@@ -37,7 +42,7 @@ def watch(run: str | Path, *, storage: Path = Path("polyshot-runs"), progress: P
             return str(status)
         if standing and _has_gone(standing):
             return "interrupted"
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(pause)
 
 
 class _Seen:
