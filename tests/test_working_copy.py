@@ -143,10 +143,11 @@ def test_what_is_removed_on_one_machine_is_gone_on_the_others(on):
 def test_a_folder_that_is_released_leaves_nothing_but_what_the_store_has_not(on):
     trial = on("node") / "trials" / "trial-0001"
     sent, unsent = written(trial / "checkpoint.pt", "sent"), written(trial / "notes", "unsent")
+    reserve = written(trial / "checkpoint.pt.previous", "the one before")
     working_copy.push(sent)
     working_copy.release(trial)
     working_copy.settle()
-    assert not sent.exists() and unsent.exists()
+    assert not sent.exists() and not reserve.exists() and unsent.exists()
     assert working_copy.has(sent)
 
 

@@ -324,6 +324,7 @@ def _release(folder: Path) -> None:
         carried = _Carried.of(file)
         if carried is not None and carried.is_still(file):
             file.unlink(missing_ok=True)
+            file.with_name(f"{file.name}.previous").unlink(missing_ok=True)  # of a checkpoint, its reserve
             carried.forget(file)
 
 
