@@ -220,7 +220,7 @@ def test_trials_on_nodes_with_disks_of_their_own_bring_their_models_to_the_drive
 def test_workers_on_nodes_with_disks_of_their_own_are_stopped_and_go_on_for_a_driver_anywhere(
     cluster, bucket: Bucket, tmp_path
 ):
-    epochs = 400
+    epochs = 120
     study = make(tmp_path, cluster.address, storage=bucket.storage, training__epochs=epochs, scale__workers=2)
     told = []
     with pytest.raises(KeyboardInterrupt):

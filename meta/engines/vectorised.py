@@ -77,7 +77,8 @@ class VectorisedEngine:
 
     def _by_autograd(self, flat: Tensor, progress: Tensor, *parts: Tensor | None) -> tuple[Tensor, Tensor]:
         flat = flat.detach().requires_grad_()
-        loss = self._learner.loss(self._layout.split(flat), Episodes(*parts), progress, self._differentiate)
+        episodes = Episodes(*parts)  # type: ignore[arg-type]
+        loss = self._learner.loss(self._layout.split(flat), episodes, progress, self._differentiate)
         (gradient,) = torch.autograd.grad(loss, flat)
         return loss.detach(), gradient
 

@@ -346,6 +346,7 @@ def lead(run: DistributedRun, parts: Iterator[Epoch | None], meeting: Meeting) -
     stopping = False
     working_copy.has(meeting.stop, over=False)  # or has gone since an earlier life on this node
     working_copy.has(meeting.epochs, over=False)
+    meeting.path.mkdir(parents=True, exist_ok=True)  # which the driver has made, on its own disk
     with meeting.epochs.open("a", encoding="utf-8") as epochs:
         epochs.write("\n")  # ends a line that a death cut short
         for epoch in parts:
