@@ -114,12 +114,12 @@ SINUSOIDS: dict[str, dict[str, Any]] = {
         "learner": {"kind": "maml", "rate": 0.01, "steps": 5, "multi_step_loss": True},
         "clip_norm": 10.0,
     },
-    "MAML, two steps": {
+    "MAML, two steps, annealed": {
         "learner": {"kind": "maml", "rate": 0.01, "steps": 2, "multi_step_loss": True},
         "clip_norm": 1.0,
     },
-    "MAML, two steps of learnt size": {
-        "learner": {"kind": "maml", "rate": 0.01, "steps": 2, "multi_step_loss": True, "per_step_rates": True},
+    "MAML, two steps, equal": {
+        "learner": {"kind": "maml", "rate": 0.01, "steps": 2, "multi_step_loss": "equal"},
         "clip_norm": 1.0,
     },
     "Meta-SGD": {"learner": {"kind": "meta_sgd", "rate": 0.01, "steps": 1}},

@@ -147,8 +147,8 @@ def test_step_sizes_of_their_own_change_nothing_at_the_start() -> None:
     assert all(value.shape == (2,) for name, value in ours.items() if name.startswith("rates."))
 
 
-def test_the_losses_of_early_steps_lose_their_weight() -> None:
-    made, plain = (learner("maml", mlp(), multi_step_loss=option) for option in (True, False))
+def test_the_losses_of_early_steps_lose_their_weight_or_keep_it() -> None:
+    made, plain, kept = (learner("maml", mlp(), multi_step_loss=option) for option in (True, False, "equal"))
     layout, flat = start(made)
     engine = VectorisedEngine(made, layout, compile="never", note=pytest.fail)
     weights = layout.split(flat)
@@ -158,6 +158,8 @@ def test_the_losses_of_early_steps_lose_their_weight() -> None:
     torch.testing.assert_close(engine.gradient(flat, waves(), 0.0, 1)[0], (first + last) / 2)
     torch.testing.assert_close(engine.gradient(flat, waves(), 0.25, 1)[0], 0.25 * first + 0.75 * last)
     torch.testing.assert_close(engine.gradient(flat, waves(), 0.5, 1)[1], gradient(plain, waves(), flat)[1])
+    engine = VectorisedEngine(kept, layout, compile="never", note=pytest.fail)
+    torch.testing.assert_close(engine.gradient(flat, waves(), 0.5, 1)[0], (first + last) / 2)
 
 
 @pytest.mark.parametrize("kind", ["lora", "adapters"])

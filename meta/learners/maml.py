@@ -38,7 +38,7 @@ class MAML(GradientLearner):
         adapts: Literal["all", "head", "adapters", "lora"] = "all",
         rank: int = 4,
         per_step_rates: bool = False,
-        multi_step_loss: bool = False,
+        multi_step_loss: bool | Literal["equal"] = False,
         per_step_norm: bool = False,
     ):
         """
@@ -123,6 +123,8 @@ class MAML(GradientLearner):
             return super().loss(weights, episodes, progress, differentiate)
         trajectory = self.adapt(weights, episodes.support, episodes.support_labels, self.steps, differentiate)
         losses = [self.query_losses(weights, adapted, episodes).mean() for adapted in trajectory[1:]]
+        if self._multi_step_loss == "equal":
+            return torch.stack(losses).mean()
         # Equal shares at first; those of the earlier steps then fall to zero, and the last step's rises to one.
         early = (1 - progress / _ANNEALED).clamp(min=0) / self.steps
         return torch.stack(losses[:-1]).sum() * early + losses[-1] * (1 - (self.steps - 1) * early)

@@ -1,8 +1,8 @@
 """Objects that a study names as `package.module:name`: data sources, encoders, search spaces.
 
 The study's own folder is importable, so that a module may stand beside the study file; of two studies in one process,
-each has its own where they give their modules the same name. The standard library goes before both: what a user calls
-`json.py` is no other library's.
+each has its own where they give their modules the same name. A folder with a module that is called as one of the
+standard library's goes behind that: what a user calls `json.py` is no other library's.
 """
 
 from __future__ import annotations
@@ -43,16 +43,24 @@ def load_object(path: str, folder: Path, place: str) -> Any:
 
 def _put_first(folder: Path, package: str) -> None:
     """Have `package` imported from `folder` if it is there, though another study's has been imported before."""
-    others = [entry for entry in sys.path if entry != str(folder)]
-    behind = {*_INSTALLED, *map(str, _FOLDERS)}
-    place = next((place for place, entry in enumerate(others) if entry in behind), len(others))
-    sys.path[:] = [*others[:place], str(folder), *others[place:]]
+    studies = {*map(str, _FOLDERS), str(folder)}
+    others = [entry for entry in sys.path if entry not in studies]
+    place = 0
+    if sys.stdlib_module_names & _own_names(folder):
+        place = next((place for place, entry in enumerate(others) if entry in _INSTALLED), len(others))
+    earlier = [entry for entry in sys.path if entry in studies - {str(folder)}]
+    sys.path[:] = [*others[:place], str(folder), *others[place:], *earlier]
     importlib.invalidate_caches()  # the module may have been written a moment ago
     imported = sys.modules.get(package)
     if imported and _place(imported) in _FOLDERS - {folder} and PathFinder.find_spec(package, [str(folder)]):
         for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
             del sys.modules[name]
     _FOLDERS.add(folder)
+
+
+def _own_names(folder: Path) -> set[str]:
+    """What can be imported from a folder."""
+    return {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
 
 
 def _place(module: ModuleType) -> Path | None:

@@ -104,8 +104,10 @@ class MAMLLearner(PartialAdaptation):
 
     kind: Literal["maml"] = "maml"
     per_step_rates: bool = Field(False, description="A learnt step size for every step and layer (LSLR of MAML++).")
-    multi_step_loss: bool = Field(
-        False, description="Count the loss after every step, the last one more and more (MSL of MAML++)."
+    multi_step_loss: bool | Literal["equal"] = Field(
+        False,
+        description="Count the loss after every step: the last one more and more (true: MSL of MAML++), or all alike "
+        "to the end (`equal`), for what is used after few and after many.",
     )
     per_step_norm: bool = Field(
         False,
