@@ -25,7 +25,7 @@ from polyshot.run_folder import RunFolder
 from polyshot.study import Study
 
 pytest_plugins = ("helpers_store",)
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def make(folder: Path, bucket: Bucket, **values: Any) -> Study:

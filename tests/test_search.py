@@ -555,6 +555,7 @@ class Impatient(Progress):
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_a_search_that_is_killed_and_then_interrupted_goes_on_and_repeats_no_trial(tmp_path, monkeypatch):
     monkeypatch.setattr("polyshot.searching.record._KEPT_CHECKPOINTS", 7)  # to look into those that went on
     study = make(
