@@ -46,7 +46,7 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         patch.setenv("RAY_TRAIN_METRICS_ENABLED", "0")
         patch.setenv("RAY_raylet_start_wait_time_s", "120")
-        yield ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)["address"]
+        yield ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)["address"]
         ray.shutdown()
 
 
