@@ -113,9 +113,11 @@ class MetaRun:
         if ways == self.source.outputs:
             return self.learner
         if isinstance(self.learner, GradientLearner):
-            message = f"'{self._settings.learner.kind}' has an output for every class, in training as in tests; leave "
-            mend = "it out, or use protonet or ridge"
-            raise StudyError([Problem("meta.episodes.train_ways", message + mend)])
+            message = (
+                f"'{self._settings.learner.kind}' has an output for every class, in training as in tests; "
+                "leave it out, or use protonet or ridge"
+            )
+            raise StudyError([Problem("meta.episodes.train_ways", message)])
         network = build_network(self.study, self.source.shape, ways)
         return build_learner(self._settings.learner, network, self.source.objective)
 

@@ -217,6 +217,7 @@ def test_a_group_s_study_names_its_tasks_only_and_never_learns_from_the_others_t
         {
             "model.sharing": {"kind": "hierarchical", "depths": {"price": 1, "sold": 2}},
             "search.objective": "sold/roc_auc",
+            "training.monitor": "sold/f1",
             "search.space": {"tasks.sold.weight": {"low": 0.1, "high": 1.0}, "training.epochs": {"choice": [1, 2]}},
         }
     )
@@ -226,6 +227,7 @@ def test_a_group_s_study_names_its_tasks_only_and_never_learns_from_the_others_t
     assert group.data.split.stratify == ["sold"]  # the rows of each split stay the same
     assert group.model.sharing.depths == {"price": 1}
     assert group.search.objective == "improvement"
+    assert group.training.monitor == "loss"
     assert list(group.search.space) == ["training.epochs"]
     assert of_tasks(study, ["region"]) == study.single_task("region")
 

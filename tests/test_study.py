@@ -96,6 +96,7 @@ def test_every_mistake_is_reported_at_once_with_its_line(tmp_path):
         (("source: star.csv", "source: star.csv\n  split: {validation: 0.5, test: 0.5}"), "data.split", "less than 1"),
         (("source: star.csv", "source: star.csv\n  arguments: {a: 1}"), "data", "source function"),
         (("source: star.csv", "source: 7"), "data.source", "valid string"),
+        (("tasks:", "training: {monitor: read/rsme}\ntasks:"), "training.monitor", "Did you mean 'read/rmse'?"),
         (("tasks:", "scale: {workers: 2, engine: process}\ntasks:"), "scale", "one worker"),
         (("tasks:", "search: {objective: read/rmsle}\ntasks:"), "search.objective", "Did you mean 'read/rmse'?"),
         (("tasks:", "search: {trials: null}\ntasks:"), "search", "never ends"),
@@ -149,6 +150,12 @@ def test_a_single_task_study_leaves_the_other_targets_out_of_its_features(tmp_pa
     assert list(alone.tasks) == ["passed"]
     assert alone.task_weights == {"passed": 1.0}
     assert alone.data.ignore == ["read"]
+
+
+def test_a_study_of_fewer_tasks_monitors_its_loss_where_the_metric_was_another_task_s(tmp_path):
+    study = load(tmp_path, MINIMAL).with_values({"training.monitor": "passed/roc_auc"})
+    assert study.single_task("passed").training.monitor == "passed/roc_auc"
+    assert study.single_task("read").training.monitor == "loss"
 
 
 def test_a_digest_changes_with_what_it_covers_and_with_nothing_else(tmp_path):

@@ -177,6 +177,29 @@ def test_the_best_epoch_is_kept_not_the_last():
     assert kept["price/rmse"] != run.history[-1].metrics["val/price/rmse"]
 
 
+@pytest.mark.parametrize(("monitor", "best"), [("price/mae", min), ("sold/roc_auc", max)])
+def test_a_task_s_metric_decides_which_epoch_is_kept_where_the_study_says_so(monitor, best):
+    values = {"training.epochs": 40, "training.optimiser.learning_rate": 0.03, "model.encoder.width": 128}
+    study = make_study(values | {"training.schedule.kind": "constant", "training.monitor": monitor})
+    prepared = make_prepared(study, rows=(40, 101, 60), noise=1.0)
+    run = TrainingRun(study, prepared)
+    found, losses = zip(
+        *((each.metrics[f"val/{monitor}"], each.metrics["val/loss"]) for each in run.epochs()), strict=True
+    )
+    assert run.best.number == found.index(best(found)) + 1 != losses.index(min(losses)) + 1
+    assert run.evaluate(prepared.validation)[monitor] == best(found)
+
+
+def test_where_the_labels_do_not_define_the_metric_the_loss_decides():
+    study = make_study({"training.monitor": "sold/roc_auc"})
+    prepared = make_prepared(study)
+    prepared.validation.targets[:, 1] = 1.0  # one class: its curve is not defined
+    run = TrainingRun(study, prepared)
+    losses = [epoch.metrics["val/loss"] for epoch in run.epochs()]
+    assert all(math.isnan(epoch.metrics["val/sold/roc_auc"]) for epoch in run.history)
+    assert run.best.number == losses.index(min(losses)) + 1
+
+
 def test_early_stopping_waits_its_patience_and_no_longer():
     values = {"training.epochs": 100, "training.optimiser.learning_rate": 0.03, "model.encoder.width": 128}
     study = make_study(values | {"training.early_stopping": {"patience": 4}})

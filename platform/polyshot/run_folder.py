@@ -144,9 +144,7 @@ def latest_run(study_folder: Path, verbs: tuple[str, ...] = ("train", "search", 
     runs = [folder for verb in verbs for folder in study_folder.glob(f"{verb}-*") if (folder / "model").is_dir()]
     if not runs:
         raise RunError(f"{study_folder}: no run with a trained model; run `polyshot train` first")
-    newest = max(runs, key=lambda folder: _read_state(folder).get("started", 0.0))
-    working_copy.pull_folder(newest)
-    return newest
+    return _newest(runs)
 
 
 def find_run(run: str, storage: str | Path) -> Path:
@@ -164,10 +162,14 @@ def find_run(run: str, storage: str | Path) -> Path:
             working_copy.pull_folder(place)
             return place
         if own := [state.parent for state in place.glob("*-*/run.json")]:
-            newest = max(own, key=lambda folder: _read_state(folder).get("started", 0.0))
-            working_copy.pull_folder(newest)
-            return newest
+            return _newest(own)
     return tracked_run(run, storage)
+
+
+def _newest(folders: list[Path]) -> Path:
+    newest = max(folders, key=lambda folder: _read_state(folder).get("started", 0.0))
+    working_copy.pull_folder(newest)
+    return newest
 
 
 def tracked_run(run: str, storage: Path) -> Path:

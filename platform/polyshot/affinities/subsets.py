@@ -24,6 +24,7 @@ def of_tasks(study: Study, tasks: Sequence[str]) -> Study:
     tree["tasks"] = {name: tree["tasks"][name] for name in names}
     if not any(task["weight"] for task in tree["tasks"].values()):
         tree["tasks"] = {name: task | {"weight": 1.0} for name, task in tree["tasks"].items()}
+    tree["training"]["monitor"] = study.monitor_among(names)
     tree["data"]["ignore"] += [target for task, own in study.targets.items() if task not in names for target in own]
     if all(task["source"] is not None for task in tree["tasks"].values()):
         tree["data"] |= {"source": None, "arguments": {}}

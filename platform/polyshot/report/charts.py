@@ -58,7 +58,7 @@ def learning_curves(curves: pd.DataFrame, by: str = "epoch") -> list[Plot]:
             if column in rows:
                 losses.append(_line(rows["epoch"], rows[column], name, colour, showlegend=place == 0, legendgroup=name))
     layout = {"xaxis": {"title": {"text": by}}, "yaxis": {"title": {"text": "loss"}}}
-    words = f"Losses by {by}; the validation loss is least, {number(curves['val/loss'].min())}, at its best."
+    words = f"Losses by {by}; the validation loss is {number(curves['val/loss'].min())} where it is least."
     plots = [Plot("Loss", words, {"data": losses, "layout": layout}, height=280)]
     for name in map(str, curves):
         if name.startswith("val/") and name != "val/loss":

@@ -71,7 +71,7 @@ def result_of(
     """What a trial tells of its training so far.
 
     It holds `objective`, `objectives`, `violations` and `metrics` (pairs, costs among them) of the epoch that would be
-    kept, the one with the lowest validation loss so far; `current`, the objective of the last one; `epoch`, that last
+    kept, the best by `training.monitor` so far; `current`, the objective of the last one; `epoch`, that last
     one, and `resource`, the same to schedulers; `epochs`, those after the `reported` ones, as dictionaries;
     `finished`, trained to its end; and `error` or `stopped`, if that is why it ended.
     """

@@ -13,6 +13,7 @@ from polyshot.study.meta import GroupEpisodes
 from polyshot.study.model import MLP, CustomEncoder, GroupedSharing, HierarchicalSharing, PLESharing
 from polyshot.study.search import RANK, Choice, Search, why_fixed
 from polyshot.study.tasks import MultilabelTask, RegressionTask, TokensTask
+from polyshot.study.training import LOSS
 from polyshot.study_file import Key
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     if study.training.steps_per_epoch is not None and sampling != "rows":
         message = f"is for sampling of kind rows, and '{sampling}' says itself how long an epoch is; remove it"
         yield ("training", "steps_per_epoch"), message
+    metrics = [f"{name}/{metric}" for name, task in study.tasks.items() for metric in task.metrics]
+    if study.training.monitor not in (LOSS, *metrics):
+        message = f"must be {LOSS} or a task's metric such as {first_metric(study)}, got '{study.training.monitor}'."
+        yield ("training", "monitor"), message + did_you_mean(study.training.monitor, [LOSS, *metrics])
     if study.training.accumulate > 1 and balance not in LINEAR:
         message = f"balance.kind '{balance}' needs the losses of a whole batch at once; use {' or '.join(LINEAR)}"
         yield ("training", "accumulate"), message

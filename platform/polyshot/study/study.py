@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ from polyshot.study.search import COSTS, IMPROVEMENT, RANK, WORST_IMPROVEMENT, S
 from polyshot.study.section import NAME, OBJECT_PATH, Section
 from polyshot.study.tasks import RegressionTask, Task, TokensTask, own_targets
 from polyshot.study.tracking import Tracking
-from polyshot.study.training import Training
+from polyshot.study.training import LOSS, Training
 from polyshot.study.transfer import Transfer
 from polyshot.study_file import Key, dotted, key_path, nearest_line, parse_yaml, section_fields, sentence
 
@@ -196,7 +196,11 @@ class Study(Section):
         """The single-task baseline of `task`: the same study with one task and nothing to share or to balance."""
         tree = self.to_dict()
         own = tree["tasks"][task]
-        tree["training"] |= {"sampling": {"kind": "rows"}, "batch_size": own["batch_size"] or self.training.batch_size}
+        tree["training"] |= {
+            "sampling": {"kind": "rows"},
+            "batch_size": own["batch_size"] or self.training.batch_size,
+            "monitor": self.monitor_among([task]),
+        }
         tree["tasks"] = {
             task: own | {"weight": 1.0, "batch_size": None, "sampling_weight": 1.0, "learning_rate_factor": 1.0}
         }
@@ -300,10 +304,14 @@ class Study(Section):
         is_task = name in self.tasks and name not in (IMPROVEMENT, WORST_IMPROVEMENT, *COSTS)
         return f"{name}/{self.tasks[name].metric}" if is_task else name
 
+    def monitor_among(self, tasks: Container[str]) -> str:
+        """`training.monitor` of a study with these of the tasks only: the loss where the metric is another one's."""
+        return self.training.monitor if self.training.monitor.partition("/")[0] in tasks else LOSS
+
     def watched(self, task: str) -> list[str]:
-        """The metrics of a task that are computed after every epoch: its own, then those that the search asks for."""
+        """The metrics of a task computed after every epoch: its own, what is monitored and what the search asks for."""
         own = self.tasks[task]
-        named = [*self.search.objectives, *(bound.name for bound in self.search.bounds)]
+        named = [self.training.monitor, *self.search.objectives, *(bound.name for bound in self.search.bounds)]
         return [own.metric, *(name for name in own.metrics if name != own.metric and f"{task}/{name}" in named)]
 
     @property

@@ -8,6 +8,8 @@ from pydantic import Field, Tag
 
 from polyshot.study.section import Fraction, Section, kind_or
 
+LOSS = "loss"  # what is monitored unless a task's metric is named
+
 
 class AdamW(Section):
     kind: Literal["adamw"] = "adamw"
@@ -33,7 +35,7 @@ class Schedule(Section):
 
 
 class EarlyStopping(Section):
-    patience: int = Field(10, ge=1, description="Epochs without a better validation loss before training stops.")
+    patience: int = Field(10, ge=1, description="Epochs without a better one on validation before training stops.")
 
 
 class RowSampling(Section):
@@ -102,7 +104,7 @@ Sampling = Annotated[
 
 
 class Training(Section):
-    """One run's budget and optimisation. The epoch with the best validation loss is the one that is kept."""
+    """One run's budget and optimisation, and which of its epochs is kept."""
 
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(256, ge=1, description="Rows per update, over all workers together.")
@@ -122,6 +124,12 @@ class Training(Section):
     optimiser: Optimiser = Field(default_factory=AdamW)
     schedule: Schedule = Field(default_factory=Schedule)
     early_stopping: EarlyStopping | None = Field(default_factory=EarlyStopping, description="`null` trains all epochs.")
+    monitor: str = Field(
+        LOSS,
+        min_length=1,
+        description="The epoch that is best by it on validation is kept, and early stopping waits for a better one: "
+        "`loss`, the weighted loss, or a task's metric, such as `slots/f1`.",
+    )
     clip_norm: float | None = Field(None, gt=0, description="Largest gradient norm; larger ones are scaled down.")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="bfloat16 and float16 are automatic mixed precision (float16 on a GPU only)."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,8 +25,9 @@ from polyshot.errors import PolyshotError, ResourceError
 from polyshot.models.multitask import MultiTaskModel, build_model
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
+from polyshot.study.training import LOSS
 from polyshot.training.losses import TaskLosses
-from polyshot.training.metrics import evaluate
+from polyshot.training.metrics import evaluate, is_better
 from polyshot.training.optimisers import TaskRates, build_optimiser, parameter_factors
 from polyshot.training.sampling import build_sampler
 from polyshot.training.world import World
@@ -46,7 +47,7 @@ class Epoch:
     number: int  # from 1
     metrics: dict[str, float]
     seconds: float
-    is_best: bool  # the lowest validation loss so far
+    is_best: bool  # by `training.monitor`, so far
 
 
 class TrainingRun:
@@ -154,14 +155,23 @@ class TrainingRun:
         """The end of an epoch that began at `started` (`time.perf_counter`), with the outputs [N, O] on validation."""
         metrics = {"train/loss": train_loss, "learning_rate": self._optimiser.learning_rate}
         metrics |= {f"val/{name}": value for name, value in self._validate(outputs).items()}
-        loss = metrics["val/loss"]
-        is_best = math.isfinite(loss) and (self.best is None or loss < self.best.metrics["val/loss"])
+        is_best = self._is_best(metrics)
         epoch = Epoch(len(self.history) + 1, metrics, time.perf_counter() - started, is_best)
         self.history.append(epoch)
         if is_best:
             self.best = epoch
             self.best_weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         return epoch
+
+    def _is_best(self, metrics: Mapping[str, float]) -> bool:
+        if not math.isfinite(metrics["val/loss"]):
+            return False
+        if self.best is None:
+            return True
+        best, name = self.best.metrics, f"val/{self._settings.monitor}"
+        if math.isnan(metrics[name]) and math.isnan(best[name]):  # labels that do not define it
+            name = "val/loss"
+        return math.isnan(best[name]) or is_better(name.rpartition("/")[2], metrics[name], best[name])
 
     def update(self, step: int) -> None:
         """Change the parameters by their gradients, in `step` (from 0) of the whole budget."""
@@ -245,8 +255,11 @@ class TrainingRun:
             self.model.layout,
             self.study,
         )
+        values = {LOSS: torch.dot(self.task_weights, losses).item(), **metrics}
         # Workers that disagreed in the last bit could disagree on whether to go on, and wait for each other for ever.
-        return {"loss": self.world.from_first(torch.dot(self.task_weights, losses)).item(), **metrics}
+        decisive = (LOSS, self._settings.monitor)
+        own = torch.tensor([values[name] for name in decisive], dtype=torch.float64, device=self.device)
+        return values | dict(zip(decisive, self.world.from_first(own).tolist(), strict=True))
 
     @torch.no_grad()
     def outputs(self, data: Examples) -> Tensor:

@@ -22,7 +22,7 @@ from polyshot.training.entities import entity_counts
 Array = NDArray[np.floating]
 Metric = Callable[[NDArray, NDArray], float]
 
-LOWER_IS_BETTER = frozenset({"rmse", "mae", "mse", "log_loss"})
+LOWER_IS_BETTER = frozenset({"rmse", "mae", "mse", "log_loss", "loss"})
 
 
 # --- regression: labels and predictions [N] in own units -------------------------------------------------------------
@@ -236,8 +236,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics as `task/metric` of outputs [N, O] against labels and mask [N, L].
 
-    With `study`, each task's chosen metric and those that a search asks for (as after every epoch); otherwise all that
-    its kind has. A metric that the labels do not define (ROC-AUC with one class present) is NaN.
+    With `study`, those of `Study.watched`, as after every epoch; otherwise all that the task's kind has. A metric that
+    the labels do not define (ROC-AUC with one class present) is NaN.
     """
     values: dict[str, float] = {}
     for target, known, predicted in labelled(outputs, labels, mask, targets, layout):
