@@ -121,3 +121,14 @@ def test_a_table_for_which_no_study_can_be_written_is_refused(table, targets, wo
     with pytest.raises(DataError) as caught:
         study_text(table, "rows.csv", "s", targets)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.usefixtures("houses")
+def test_init_says_how_several_targets_are_chosen_where_it_guessed_one(polyshot):
+    hint = "polyshot init houses.csv --force --target COLUMN --target COLUMN"
+    assert hint in polyshot("init", "houses.csv", "-o", "guessed.yaml").out
+    chosen = polyshot("init", "houses.csv", "-o", "chosen.yaml", "--target", "price", "--target", "sold")
+    assert chosen.out.startswith("Wrote chosen.yaml: price (regression), sold (binary).\nNext:")
+    again = polyshot("init", "houses.csv", "-o", "chosen.yaml")
+    assert again.code == 2
+    assert "chosen.yaml: exists already" in again.err

@@ -111,7 +111,10 @@ def init(
 
     study = write_study(table, output, targets=target, force=force)
     tasks = ", ".join(f"{name} ({task.kind})" for name, task in study.tasks.items())
-    typer.echo(f"Wrote {output}: {tasks}.\nNext: polyshot check {output}, then polyshot train {output}")
+    typer.echo(f"Wrote {output}: {tasks}.")
+    if len(study.tasks) == 1 and not target:
+        typer.echo(f"One task was guessed. Several: polyshot init {table} --force --target COLUMN --target COLUMN")
+    typer.echo(f"Next: polyshot check {output}, then polyshot train {output}")
 
 
 @app.command(rich_help_panel=START)
