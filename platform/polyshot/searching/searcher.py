@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from polyshot.errors import ResourceError
+from polyshot.searching.bohb import BOHBSampler
 from polyshot.searching.protocol import (
     ERROR,
     LABELS,
@@ -33,6 +34,7 @@ from polyshot.searching.protocol import (
     VIOLATIONS,
     error_words,
 )
+from polyshot.searching.scheduling import rungs
 from polyshot.searching.space import TrialValues
 from polyshot.seeds import derive_seed
 from polyshot.study import Study
@@ -80,11 +82,14 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
-def open_study(study: Study, journal: Path, *directions: Literal["maximize", "minimize"]) -> optuna.Study:
+def open_study(
+    study: Study, journal: Path, *directions: Literal["maximize", "minimize"], epochs: int | None = None
+) -> optuna.Study:
     """The Optuna study in `journal`, new or as it was left, with the study's sampler.
 
     Args:
         directions: of each objective.
+        epochs: of a whole trial; by default as many as the study trains for.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = open_journal(journal)
@@ -94,7 +99,7 @@ def open_study(study: Study, journal: Path, *directions: Literal["maximize", "mi
         trials = len(optuna.load_study(study_name=_OPTUNA_STUDY, storage=storage).get_trials(deepcopy=False))
     return optuna.create_study(
         storage=storage,
-        sampler=build_sampler(study, trials),
+        sampler=build_sampler(study, trials, epochs),
         pruner=optuna.pruners.NopPruner(),
         study_name=_OPTUNA_STUDY,
         directions=directions,
@@ -102,8 +107,8 @@ def open_study(study: Study, journal: Path, *directions: Literal["maximize", "mi
     )
 
 
-def build_sampler(study: Study, trials: int) -> optuna.samplers.BaseSampler:
-    """The study's sampler when there are `trials` trials already.
+def build_sampler(study: Study, trials: int, epochs: int | None = None) -> optuna.samplers.BaseSampler:
+    """The study's sampler when there are `trials` trials already; `epochs` as in `open_study`.
 
     Samplers rebuild what they know from the storage. Their random numbers are a function of (seed, trials), so that a
     search that is taken up again does not draw the same ones a second time.
@@ -132,6 +137,8 @@ def build_sampler(study: Study, trials: int) -> optuna.samplers.BaseSampler:
                     independent_sampler=optuna.samplers.RandomSampler(seed=seed),
                     warn_independent_sampling=False,
                 )
+            case "tpe" if study.search.stopping == "asha":
+                return BOHBSampler(rungs(study, epochs), seed)
             case _:
                 return optuna.samplers.TPESampler(seed=seed)
 

@@ -112,7 +112,9 @@ class Sweep:
                 keep their checkpoints.
         """
         (folder.path / place).mkdir(exist_ok=True)
-        self.optuna = open_study(study, folder.path / place / _JOURNAL, *subject.objective.directions)
+        self.optuna = open_study(
+            study, folder.path / place / _JOURNAL, *subject.objective.directions, epochs=subject.epochs(study)
+        )
         self._study = study
         self._subject = subject
         self._folder = folder
