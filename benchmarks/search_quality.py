@@ -370,6 +370,7 @@ AIMS = [
     (0, "polyshot nsga2", "Optuna nsga2"),
     (1, "polyshot tpe, asha", "Optuna tpe, successive halving"),
     (1, "polyshot tpe, asha", "polyshot tpe"),
+    (1, "polyshot tpe, asha", "polyshot random, asha"),
     (1, "polyshot random, asha", "random"),
 ]
 

@@ -54,6 +54,7 @@ def test_figures_are_written_as_they_are_read() -> None:
         "31,240", "0.1235", "−2.5e−07", "–", "–",
     ]  # fmt: skip
     assert percent(-0.0512) == "−5.12 %" and interval(0.01, None) == "–"
+    assert percent(-1e-9) == percent(0.0) == "+0.00 %"
     assert interval(-0.01, 0.02) == "−1.00 % to +2.00 %" and interval(1.0, 2.0, float) == "1 to 2"
     assert listed(["a"]) == "a" and listed("abc") == "a, b and c"
 

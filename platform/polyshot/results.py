@@ -105,7 +105,7 @@ def tasks_by_verdict(table: pd.DataFrame, verdict: Verdict, split: str = "test")
 
 def percent(fraction: float) -> str:
     """`+1.25 %`; a dash where there is none."""
-    return "–" if fraction != fraction else f"{100 * fraction:+.2f} %"
+    return "–" if fraction != fraction else f"{100 * fraction:+z.2f} %"
 
 
 def verdict_words(

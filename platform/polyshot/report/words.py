@@ -10,7 +10,7 @@ import pandas as pd
 
 def percent(fraction: float | None) -> str:
     """`+1.23 %`, or a dash where there is no figure."""
-    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:+.2f} %".replace("-", "−")
+    return "–" if fraction is None or math.isnan(fraction) else f"{100 * fraction:+z.2f} %".replace("-", "−")
 
 
 def number(value: float | None) -> str:
