@@ -164,7 +164,7 @@ PROTONET: dict[str, Any] = {
 }
 MAML: dict[str, Any] = {"learner": {"kind": "maml", "rate": 0.4, "steps": 1}, "compile": "never"}
 MAML_SHOTS: dict[int, dict[str, Any]] = {
-    1: {"tasks_per_batch": 16, "iterations": 600},
+    1: {"tasks_per_batch": 16, "iterations": 3000},
     5: {"tasks_per_batch": 8, "iterations": 400},
 }
 
