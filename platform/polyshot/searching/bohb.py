@@ -39,7 +39,7 @@ class BOHBSampler(BaseSampler):
         self._learnt: set[int] = set()  # numbers of the trials in it
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        if trial.number % _RANDOM_EVERY == _RANDOM_EVERY - 1:
+        if _is_random(trial):
             return {}
         self._learn(study)
         return self._tpe.infer_relative_search_space(self._model, trial) if self._model else {}
@@ -55,7 +55,7 @@ class BOHBSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        if self._model is None or trial.number % _RANDOM_EVERY == _RANDOM_EVERY - 1:
+        if self._model is None or _is_random(trial):
             return self._random.sample_independent(study, trial, param_name, param_distribution)
         return self._asked({param_name: param_distribution})[param_name]
 
@@ -88,6 +88,10 @@ class BOHBSampler(BaseSampler):
                         params=one.params, distributions=one.distributions, value=value, constraints=one.constraints
                     )
                 )
+
+
+def _is_random(trial: FrozenTrial) -> bool:
+    return trial.number % _RANDOM_EVERY == _RANDOM_EVERY - 1
 
 
 def _value_at(trial: FrozenTrial, rung: float) -> float | None:

@@ -78,10 +78,9 @@ def disagreements(study: Study) -> Iterator[tuple[Key, str]]:
     if study.training.steps_per_epoch is not None and sampling != "rows":
         message = f"is for sampling of kind rows, and '{sampling}' says itself how long an epoch is; remove it"
         yield ("training", "steps_per_epoch"), message
-    metrics = [f"{name}/{metric}" for name, task in study.tasks.items() for metric in task.metrics]
-    if study.training.monitor not in (LOSS, *metrics):
+    if study.training.monitor not in (LOSS, *study.metrics):
         message = f"must be {LOSS} or a task's metric such as {first_metric(study)}, got '{study.training.monitor}'."
-        yield ("training", "monitor"), message + did_you_mean(study.training.monitor, [LOSS, *metrics])
+        yield ("training", "monitor"), message + did_you_mean(study.training.monitor, [LOSS, *study.metrics])
     if study.training.accumulate > 1 and balance not in LINEAR:
         message = f"balance.kind '{balance}' needs the losses of a whole batch at once; use {' or '.join(LINEAR)}"
         yield ("training", "accumulate"), message

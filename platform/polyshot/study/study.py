@@ -288,10 +288,15 @@ class Study(Section):
         return {name: task.weight / total for name, task in self.tasks.items()}
 
     @property
+    def metrics(self) -> list[str]:
+        """Every `task/metric` that the kinds of the tasks have."""
+        return [f"{name}/{metric}" for name, task in self.tasks.items() for metric in task.metrics]
+
+    @property
     def quantities(self) -> list[str]:
         """What a search can optimise or bound; a task alone stands for its metric."""
-        metrics = [f"{name}/{metric}" for name, task in self.tasks.items() for metric in (*task.metrics, IMPROVEMENT)]
-        return [IMPROVEMENT, WORST_IMPROVEMENT, *COSTS, *self.tasks, *metrics]
+        improvements = [f"{name}/{IMPROVEMENT}" for name in self.tasks]
+        return [IMPROVEMENT, WORST_IMPROVEMENT, *COSTS, *self.tasks, *self.metrics, *improvements]
 
     @property
     def objectives(self) -> list[str]:
