@@ -148,7 +148,8 @@ class SavedLearner:
         Args:
             inputs: [K, ...], as the episodes gave them.
             labels: [K]; numbers for regression, any labels for classification. Learners that solve for their solution
-                take any number of classes; those that take steps at most as many as they were trained to tell apart.
+                and those with a `zero_head` take any number of classes; others that take steps at most as many as they
+                were trained to tell apart.
             steps: of gradient descent; by default as many as in meta-training.
 
         Raises:
@@ -201,12 +202,12 @@ class SavedLearner:
         self, rows: Tensor, labels: Tensor, classes: NDArray[Any] | None, ways: int, steps: int | None
     ) -> AdaptedModel:
         learner = self._learner_of(ways)
+        if ways > self.outputs and not learner.any_ways:
+            raise DataError(
+                f"the support has {ways} classes and the learner was trained to tell {self.outputs} apart; leave "
+                "some out, meta-train with more ways, or with meta.learner.zero_head, protonet or ridge for any number"
+            )
         if isinstance(learner, GradientLearner):
-            if ways > self.outputs:
-                raise DataError(
-                    f"the support has {ways} classes and the learner was trained to tell {self.outputs} apart; leave "
-                    "some out, meta-train with more ways, or use protonet or ridge, which take any number"
-                )
             steps = learner.steps if steps is None else steps
         with torch.no_grad():
             trajectory = learner.adapt(
@@ -221,11 +222,12 @@ class SavedLearner:
     def _learner_of(self, ways: int) -> Learner:
         """For so many classes, where it can take any number of them."""
         learner = self._learner(self.outputs)
-        return learner if isinstance(learner, GradientLearner) or ways == self.outputs else self._learner(ways)
+        return self._learner(ways) if learner.any_ways and ways != self.outputs else learner
 
     def _learner(self, outputs: int) -> Learner:
         objective = SquaredError() if self.kind == "regression" else CrossEntropy()
-        return build_learner(self.study.meta.learner, build_network(self.study, self.shape, outputs), objective)
+        network = build_network(self.study, self.shape, outputs)
+        return build_learner(self.study.meta.learner, network, objective, ways=self.outputs)
 
     def _as_single_task(self, learner: Learner, adapted: Adapted) -> tuple[Study, MultiTaskModel]:
         """The adapted state as a multi-task model of one task: every learner's head is linear in the features."""

@@ -22,7 +22,6 @@ from polyshot.meta.episodes import Episodes, EpisodeSource, Split
 from polyshot.meta.evaluation import TASKS_AT_ONCE, Scores, episode_batches, score
 from polyshot.meta.joint import JointTraining
 from polyshot.meta.learners import Learner, build_learner
-from polyshot.meta.learners.gradient import GradientLearner
 from polyshot.meta.networks import build_network
 from polyshot.meta.stacked import Weights
 from polyshot.seeds import derive_seed
@@ -112,14 +111,14 @@ class MetaRun:
         ways = getattr(self._settings.episodes, "train_ways", None) or self.source.outputs
         if ways == self.source.outputs:
             return self.learner
-        if isinstance(self.learner, GradientLearner):
+        if not self.learner.any_ways:
             message = (
                 f"'{self._settings.learner.kind}' has an output for every class, in training as in tests; "
-                "leave it out, or use protonet or ridge"
+                "leave it out, set meta.learner.zero_head (maml, first_order_maml, anil), or use protonet or ridge"
             )
             raise StudyError([Problem("meta.episodes.train_ways", message)])
         network = build_network(self.study, self.source.shape, ways)
-        return build_learner(self._settings.learner, network, self.source.objective)
+        return build_learner(self._settings.learner, network, self.source.objective, ways=self.source.outputs)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 

@@ -11,16 +11,19 @@ if TYPE_CHECKING:
     import optuna
 
 _BY_STEPS = ["maml", "first_order_maml", "anil", "meta_sgd", "meta_curvature", "reptile"]
+_OF_ANY_WAYS = ["maml", "first_order_maml", "anil"]
 
 
 def meta(trial: optuna.Trial, study: Study) -> dict[str, Any]:
     """`meta.learning_rate`, and `meta.learner` with its rate and steps, refinements (MAML) or penalty (ridge).
 
     Prototypes are drawn where classes are told apart. With `meta.engine: learn2learn`, ridge regression and the
-    refinements are left out, since that library has neither; with `train_ways`, learners that take steps.
+    refinements are left out, since that library has neither. With `train_ways`, learners that take steps have a
+    `zero_head`, those that can.
     """
     is_own = study.meta.engine != "learn2learn"
-    by_steps = [] if getattr(study.meta.episodes, "train_ways", None) else _BY_STEPS
+    has_train_ways = getattr(study.meta.episodes, "train_ways", None) is not None
+    by_steps = (_OF_ANY_WAYS if is_own else []) if has_train_ways else _BY_STEPS
     kinds = [*by_steps, *(["protonet"] if _tells_classes(study) else []), *(["ridge"] if is_own else [])]
     kind = trial.suggest_categorical("meta.learner.kind", kinds)
     values: dict[str, Any] = {
@@ -29,6 +32,8 @@ def meta(trial: optuna.Trial, study: Study) -> dict[str, Any]:
     }
     if kind in _BY_STEPS:
         values["meta.learner.rate"] = trial.suggest_float("meta.learner.rate", 1e-3, 0.5, log=True)
+        if has_train_ways:
+            values["meta.learner.zero_head"] = True
         values["meta.learner.steps"] = steps = trial.suggest_int("meta.learner.steps", 1, 5)
         if kind == "maml" and is_own:
             for name in ("per_step_rates", "multi_step_loss")[: 2 if steps > 1 else 1]:

@@ -77,6 +77,13 @@ def test_what_adapts_a_part_of_the_network_has_the_meta_gradient_of_learn2learn(
     assert_same_gradient(learner(kind, make(), adapts=adapts, rank=2), episodes())
 
 
+@pytest.mark.parametrize("kind", ["maml", "first_order_maml", "anil"])
+@pytest.mark.parametrize("network", ["mlp with batch norm", "cnn with strides"])
+def test_what_begins_with_a_head_of_zeros_has_the_meta_gradient_of_learn2learn(network: str, kind: str) -> None:
+    make, episodes = NETWORKS[network]
+    assert_same_gradient(learner(kind, make(), zero_head=True), episodes())
+
+
 @pytest.mark.parametrize("adapts", ["adapters", "lora"])
 def test_inserts_work_in_networks_that_are_no_chain_of_known_layers(adapts: str) -> None:
     torch.manual_seed(0)
@@ -146,6 +153,7 @@ RECORDED = [
     ("maml", {"steps": 1}),
     ("maml", {"steps": 5}),
     ("maml", {"per_step_rates": True, "multi_step_loss": True, "per_step_norm": True}),
+    ("maml", {"zero_head": True}),
     ("first_order_maml", {"steps": 5}),
     ("meta_curvature", {}),
     ("ridge", {}),

@@ -16,10 +16,11 @@ from torch.func import functional_call
 from polyshot.errors import StudyError
 from polyshot.meta.engines.vectorised import VectorisedEngine
 from polyshot.meta.episodes.base import Episodes
-from polyshot.meta.learners import LEARNERS, Learner
+from polyshot.meta.learners import LEARNERS, Learner, build_learner
 from polyshot.meta.learners.base import by_autograd
 from polyshot.meta.networks import FewShotNetwork
-from polyshot.meta.objectives import SquaredError
+from polyshot.meta.objectives import CrossEntropy, SquaredError
+from polyshot.study.meta import Meta
 
 
 def batch_mlp() -> FewShotNetwork:
@@ -30,6 +31,8 @@ OPTIONS = {
     "maml with lora": ("maml", {"adapts": "lora", "rank": 2}),
     "maml with adapters": ("maml", {"adapts": "adapters", "rank": 2}),
     "maml with a norm per step": ("maml", {"per_step_norm": True}),
+    "maml with a zero head": ("maml", {"zero_head": True, "per_step_rates": True}),
+    "anil with a zero head": ("anil", {"zero_head": True, "rate": 1.0}),
 }
 REGRESSION = [kind for kind in (*LEARNERS, *OPTIONS) if kind != "protonet"]
 CASES = [(kind, batch_mlp if "norm" in kind else mlp, waves) for kind in REGRESSION]
@@ -174,6 +177,32 @@ def test_inserts_change_nothing_at_first_and_are_all_of_the_body_that_a_task_cha
         f"body.{layer}.{factor}" for layer in (0, 3) for factor in ("down", "up")
     }
     assert all((value[0] != value[1]).any() for value in adapted.values())
+
+
+def test_a_head_of_zeros_cannot_tell_classes_apart_and_does_not_mind_their_order() -> None:
+    made, episodes = learner("maml", convolutions(), zero_head=True), pictures()
+    layout, flat = start(made)
+    weights, differentiate = layout.split(flat), by_autograd(create_graph=False)
+    assert not any(name.startswith("head.") for name in weights)
+    before, *_, after = made.adapt(weights, episodes.support, episodes.support_labels, 2, differentiate)
+    assert not made.outputs(weights, before, episodes.query).any()
+    others = (episodes.support_labels + 1) % 3
+    turned = made.adapt(weights, episodes.support, others, 2, differentiate)[-1]
+    expected = made.outputs(weights, after, episodes.query).roll(1, 2)
+    torch.testing.assert_close(made.outputs(weights, turned, episodes.query), expected)
+
+
+def test_a_first_step_from_zeros_is_as_large_for_any_number_of_classes() -> None:
+    """By hand: each class's weights are those of its rows' features less what the mean of all asks for."""
+    ways, episodes = 6, pictures(ways=6)
+    section = Meta.model_validate({"learner": {"kind": "anil", "zero_head": True, "rate": 0.1, "steps": 1}}).learner
+    made = build_learner(section, convolutions(ways=ways), CrossEntropy(), ways=3)
+    weights = made.weights()
+    stepped = made.adapt(weights, episodes.support, episodes.support_labels, 1, by_autograd(create_graph=False))[-1]
+    features = made.forward_pass(weights, episodes.support)
+    own = nn.functional.one_hot(episodes.support_labels).double()
+    asked = (own - 1 / ways).mT @ features / episodes.support.shape[1]
+    torch.testing.assert_close(stepped["head.weight"], 0.1 * ways / 3 * asked)
 
 
 # --- a norm per step -------------------------------------------------------------------------------------------------

@@ -225,7 +225,10 @@ def test_learners_are_drawn_that_the_tasks_and_the_engine_have(tmp_path: Path) -
     pictures = {"meta.episodes": {"kind": "classes", "source": "omniglot"}}
     assert kinds(drawn(waves(tmp_path, **SPACE, **pictures), 60)) == BY_STEPS | {"ridge", "protonet"}
     pictures = {"meta.episodes": {"kind": "classes", "source": "omniglot", "train_ways": 60}}
-    assert kinds(drawn(waves(tmp_path, **SPACE, **pictures), 20)) == {"ridge", "protonet"}
+    of_any_ways = drawn(waves(tmp_path, **SPACE, **pictures), 40)
+    assert kinds(of_any_ways) == {"ridge", "protonet", "maml", "first_order_maml", "anil"}
+    assert all(getattr(study.meta.learner, "zero_head", True) for study in of_any_ways)
+    assert kinds(drawn(waves(tmp_path, **SPACE, **pictures, **{"meta.engine": "learn2learn"}), 10)) == {"protonet"}
     studies = drawn(waves(tmp_path, **SPACE, **{"meta.engine": "learn2learn"}), 40)
     assert kinds(studies) == BY_STEPS
     assert not any(getattr(study.meta.learner, "per_step_rates", False) for study in studies)

@@ -185,13 +185,13 @@ def test_what_does_not_fit_is_refused_before_training(values: dict, error: type[
         wave_run(**values)
 
 
-def cluster_run(kind: str, **episodes: int) -> MetaRun:
+def cluster_run(kind: str, learner: dict[str, Any] | None = None, **episodes: int) -> MetaRun:
     """Sixty classes of points around a centre each."""
     labels = np.repeat(np.arange(60), 6)
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(60, 4, generator=generator)[labels] + 0.5 * torch.randn(360, 4, generator=generator)
     settings = {"kind": "classes", "source": "none:none", "ways": 3} | episodes
-    study = wave_study().with_values({"meta.episodes": settings, "meta.learner": {"kind": kind}})
+    study = wave_study().with_values({"meta.episodes": settings, "meta.learner": {"kind": kind} | (learner or {})})
     return MetaRun(study, Classes(points, labels, ClassEpisodes.model_validate(settings)))
 
 
@@ -209,9 +209,18 @@ def test_what_takes_no_steps_trains_on_more_ways_than_it_is_tested_on(kind: str)
 
 
 def test_what_takes_steps_has_as_many_ways_in_training_as_in_tests() -> None:
-    with pytest.raises(StudyError, match=r"meta.episodes.train_ways: 'anil' .* protonet or ridge"):
+    with pytest.raises(StudyError, match=r"meta.episodes.train_ways: 'anil' .*zero_head .* protonet or ridge"):
         cluster_run("anil", train_ways=8)
     assert cluster_run("anil", train_ways=3).learner is not None
+
+
+@pytest.mark.parametrize("kind", ["maml", "first_order_maml", "anil"])
+def test_what_begins_with_a_head_of_zeros_trains_on_more_ways_than_it_is_tested_on(kind: str) -> None:
+    run = cluster_run(kind, {"zero_head": True, "rate": 0.5, "steps": 2}, train_ways=8)
+    list(run.epochs())
+    before, *_, after = run.evaluate("test", 200, 2).table("accuracy")["mean"]
+    assert before == pytest.approx(1 / 3)
+    assert after > 0.55
 
 
 def test_more_workers_than_tasks_are_refused_before_they_start() -> None:

@@ -90,8 +90,13 @@ class _Adapted(nn.Module):
         return functional_call(self._whole[0], own, (rows,))
 
 
-def maml(learner: GradientLearner) -> Reference:
-    """`learn2learn.algorithms.MAML`: of the whole network, of the head alone (ANIL), or of what is inserted."""
+def maml(learner: GradientLearner) -> Reference | None:
+    """`learn2learn.algorithms.MAML`: of the whole network, of the head alone (ANIL), or of what is inserted.
+
+    None where the head takes steps of its own size.
+    """
+    if learner.head_factor != 1:
+        return None
     network, adapted = _parts(learner)
     algorithm = library().algorithms.MAML(adapted, lr=learner.rate, first_order=learner.first_order)
     body = network.body if learner.head_only else nn.Identity()
@@ -129,6 +134,9 @@ def meta_curvature(learner: GradientLearner) -> Reference:
 def _parts(learner: GradientLearner) -> tuple[FewShotNetwork, nn.Module]:
     """A copy of the learner's network, and the part of it that is adapted to a task."""
     network = copy.deepcopy(learner.network)
+    if learner.any_ways:  # then it is no meta-weight, and nothing changes it
+        for parameter in network.head.parameters():
+            nn.init.zeros_(parameter)
     if learner.head_only:
         return network, network.head
     names = learner.adapted_names()

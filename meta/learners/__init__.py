@@ -10,6 +10,7 @@ from polyshot.errors import Problem, StudyError
 from polyshot.meta.learners.anil import ANIL
 from polyshot.meta.learners.base import Adapted, Learner
 from polyshot.meta.learners.first_order_maml import FirstOrderMAML
+from polyshot.meta.learners.gradient import GradientLearner
 from polyshot.meta.learners.maml import MAML
 from polyshot.meta.learners.meta_curvature import MetaCurvature
 from polyshot.meta.learners.meta_sgd import MetaSGD
@@ -34,8 +35,13 @@ LEARNERS: dict[str, type[Learner]] = {
 }
 
 
-def build_learner(settings: MetaLearner, network: FewShotNetwork, objective: Objective) -> Learner:
+def build_learner(
+    settings: MetaLearner, network: FewShotNetwork, objective: Objective, *, ways: int | None = None
+) -> Learner:
     """The learner of `meta.learner`, which starts from the weights of `network`.
+
+    Args:
+        ways: how many classes the step sizes are meant for, where the network has other outputs.
 
     Raises:
         StudyError: for prototypes of numbers: they are means of classes.
@@ -43,4 +49,7 @@ def build_learner(settings: MetaLearner, network: FewShotNetwork, objective: Obj
     if settings.kind == "protonet" and isinstance(objective, SquaredError):
         message = "'protonet' tells classes apart and the task is regression; use ridge, which learns features as well"
         raise StudyError([Problem("meta.learner.kind", message)])
-    return LEARNERS[settings.kind](network, objective, **settings.model_dump(exclude={"kind"}))
+    learner = LEARNERS[settings.kind](network, objective, **settings.model_dump(exclude={"kind"}))
+    if ways is not None and isinstance(learner, GradientLearner):
+        learner.head_factor = network.head.out_features / ways
+    return learner

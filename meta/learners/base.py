@@ -25,7 +25,13 @@ Differentiate = Callable[[Callable[[Weights], Tensor], Weights], Weights]
 
 
 class Learner(ABC):
-    """A way to learn tasks from a few rows. `network` holds the initial weights of its own parameters."""
+    """A way to learn tasks from a few rows. `network` holds the initial weights of its own parameters.
+
+    Attributes:
+        any_ways: whether the meta-weights are the same for any number of classes.
+    """
+
+    any_ways: bool = True
 
     def __init__(self, network: FewShotNetwork, objective: Objective):
         self.network = network
@@ -95,8 +101,10 @@ def by_autograd(*, create_graph: bool) -> Differentiate:
 
     def differentiate(function: Callable[[Weights], Tensor], weights: Weights) -> Weights:
         with torch.enable_grad():
-            if not create_graph:
-                weights = {name: value.detach().requires_grad_() for name, value in weights.items()}
+            weights = {
+                name: value if create_graph and value.requires_grad else value.detach().requires_grad_()
+                for name, value in weights.items()
+            }
             gradients = torch.autograd.grad(
                 function(weights), list(weights.values()), create_graph=create_graph, materialize_grads=True
             )

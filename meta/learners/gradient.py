@@ -26,9 +26,12 @@ class GradientLearner(Learner):
     Attributes:
         first_order: whether the meta-gradient leaves out the derivatives of the inner gradients.
         head_only: whether the whole body stays as it is within a task.
+        head_factor: what a gradient is multiplied by for the head. The mean over the rows of N classes moves each one's
+            weights by 1/N of what its own rows ask for: this keeps steps as large in tasks of other N.
     """
 
     first_order: bool = False
+    head_factor: float = 1.0
 
     def __init__(
         self,
@@ -39,11 +42,18 @@ class GradientLearner(Learner):
         steps: int,
         adapts: Literal["all", "head", "adapters", "lora"] = "all",
         rank: int = 4,
+        zero_head: bool = False,
     ):
-        """`adapts`: beside the head. What is not adapted is meta-learnt, and the same for all tasks."""
+        """
+        Args:
+            adapts: beside the head. What is not adapted is meta-learnt, and the same for all tasks.
+            zero_head: a task begins with a head of zeros, in place of one that is meta-learnt (Kao, Chiu & Chen, "MAML
+                is a noisy contrastive learner in classification", ICLR 2022).
+        """
         if adapts == "adapters" or adapts == "lora":
             network = FewShotNetwork(with_inserts(network.body, adapts, rank), network.head)
         super().__init__(network, objective)
+        self.any_ways = zero_head
         self.head_only = adapts == "head"
         self._inserts_only = adapts in ("adapters", "lora")
         self.rate = rate
@@ -53,7 +63,8 @@ class GradientLearner(Learner):
         self._head = stacked_forward(network.head, "head.")
 
     def weights(self) -> Weights:
-        return {name: parameter.detach().clone() for name, parameter in self.network.named_parameters()}
+        learnt = self.network.body.named_parameters("body") if self.any_ways else self.network.named_parameters()
+        return {name: parameter.detach().clone() for name, parameter in learnt}
 
     @property
     def forward_pass(self) -> StackedForward:
@@ -80,6 +91,8 @@ class GradientLearner(Learner):
         self, weights: Weights, support: Tensor, labels: Tensor, steps: int, differentiate: Differentiate
     ) -> list[Adapted]:
         tasks = len(support)
+        if self.any_ways:
+            weights = weights | self._zeros(support)
         fast = {name: weights[name].expand(tasks, *weights[name].shape) for name in self.adapted_names()}
         if self.head_only:
             support = self._body(weights, support)
@@ -96,9 +109,15 @@ class GradientLearner(Learner):
             gradients = differentiate(loss, at)
             if self.first_order:
                 gradients = {name: value.detach() for name, value in gradients.items()}
+            if self.head_factor != 1:
+                own = {name: value * self.head_factor for name, value in gradients.items() if name.startswith("head.")}
+                gradients = gradients | own
             fast = self.update(weights, fast, gradients, step)
             trajectory.append(fast)
         return trajectory
+
+    def _zeros(self, like: Tensor) -> Weights:
+        return {f"head.{name}": like.new_zeros(value.shape) for name, value in self.network.head.named_parameters()}
 
     def outputs(self, weights: Weights, adapted: Adapted, inputs: Tensor) -> Tensor:
         features = self._body(weights if self.head_only else weights | adapted, inputs)

@@ -37,6 +37,7 @@ class MAML(GradientLearner):
         steps: int,
         adapts: Literal["all", "head", "adapters", "lora"] = "all",
         rank: int = 4,
+        zero_head: bool = False,
         per_step_rates: bool = False,
         multi_step_loss: bool | Literal["equal"] = False,
         per_step_norm: bool = False,
@@ -45,7 +46,7 @@ class MAML(GradientLearner):
         Raises:
             StudyError: when normalisation is to be per step, and the network has none or is no chain of known layers.
         """
-        super().__init__(network, objective, rate=rate, steps=steps, adapts=adapts, rank=rank)
+        super().__init__(network, objective, rate=rate, steps=steps, adapts=adapts, rank=rank, zero_head=zero_head)
         self._per_step_rates = per_step_rates
         self._multi_step_loss = multi_step_loss
         self._norms = self._body.norms if per_step_norm else []

@@ -51,7 +51,7 @@ class ClassEpisodes(Section):
         None,
         ge=2,
         description="Classes of a training task, where they are others than `ways`: prototypes are learnt best with "
-        "many (Snell 2017). For learners that take no steps.",
+        "many (Snell 2017). For `protonet` and `ridge`, and learners with a `zero_head`.",
     )
     shots: int = Field(1, ge=1, description="Rows of each class to adapt to.")
     query: int = Field(1, ge=1, description="Rows of each class that adaptation is trained to serve.")
@@ -99,7 +99,17 @@ class PartialAdaptation(GradientAdaptation):
     rank: int = Field(4, ge=1, description="Units of an adapter, rank of LoRA's matrices.")
 
 
-class MAMLLearner(PartialAdaptation):
+class ZeroHead(Section):
+    """Of the learners whose head need not be meta-learnt."""
+
+    zero_head: bool = Field(
+        False,
+        description="Begin every task with a head of zeros in place of a learnt one (Kao 2022): the order of classes "
+        "then means nothing, and there may be any number of them.",
+    )
+
+
+class MAMLLearner(ZeroHead, PartialAdaptation):
     """Weights from which a few gradient steps lead far (Finn 2017), with the refinements of MAML++ (Antoniou 2019)."""
 
     kind: Literal["maml"] = "maml"
@@ -116,13 +126,13 @@ class MAMLLearner(PartialAdaptation):
     )
 
 
-class FirstOrderMAMLLearner(PartialAdaptation):
+class FirstOrderMAMLLearner(ZeroHead, PartialAdaptation):
     """MAML without the second derivatives (Finn 2017)."""
 
     kind: Literal["first_order_maml"]
 
 
-class ANILLearner(GradientAdaptation):
+class ANILLearner(ZeroHead, GradientAdaptation):
     """MAML that adapts the head only; the body is meta-learnt (Raghu 2020)."""
 
     kind: Literal["anil"]
