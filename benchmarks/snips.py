@@ -2,10 +2,11 @@
 
     POLYSHOT_DATA=/path/to/data uv run python benchmarks/snips.py --minutes 9     # again and again, until it has ended
 
-The study is examples/snips/study.yaml, with the split that papers use. A pass over the 13,084 sentences takes about ten
-minutes of one CPU core, so an epoch is a quarter of one here, and each call goes on from the last one's checkpoint
-until its minutes are over. The epoch that is kept is the best on the 700 validation sentences; test is looked at once,
-at the end. `--task intent` (or `slots`) trains one task alone under the same budget.
+The study is examples/snips/study.yaml, with the split that papers use. A pass over the 13,084 sentences takes four to
+ten minutes of one CPU core, so an epoch is a quarter of one here, and each call goes on from the last one's checkpoint
+until its minutes are over. `--precision bfloat16` is mixed precision, twice as fast where the processor has
+instructions for it (AVX-512 BF16). The epoch that is kept is the best on the 700 validation sentences; test is looked
+at once, at the end. `--task intent` (or `slots`) trains one task alone under the same budget.
 """
 
 from __future__ import annotations
@@ -31,12 +32,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="after which no further epoch begins")
     parser.add_argument("--epochs", type=int, default=8, help="quarters of a pass")
     parser.add_argument("--task", choices=["intent", "slots"], help="one task alone")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--folder", type=Path, default=Path("polyshot-runs/benchmark-snips"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
     study = Study.load(EXAMPLE).with_values(
-        {"training.epochs": arguments.epochs, "training.steps_per_epoch": QUARTER, "scale.device": "cpu"}
+        {
+            "training.epochs": arguments.epochs,
+            "training.steps_per_epoch": QUARTER,
+            "training.precision": arguments.precision,
+            "scale.device": "cpu",
+        }
     )
     prepared = prepare(study)
     if arguments.task:
