@@ -25,6 +25,10 @@ from polyshot.transfer.methods import prepare as begin
 from polyshot.transfer.problem import Problem, Sources, TargetData
 from polyshot.transfer.source import Source
 from polyshot.transfer.start import TransferRun
+from polyshot.transfer.transferability.h_score import h_score
+from polyshot.transfer.transferability.leep import leep
+from polyshot.transfer.transferability.logme import logme
+from polyshot.transfer.transferability.ranking import ranking
 
 pytest.importorskip("transformers")
 
@@ -376,7 +380,7 @@ def test_features_are_extracted_of_rows_and_not_of_tokens(tiny) -> None:
     saved = SavedModel(study, model, prepared.features, prepared.targets)
     found = hidden_features(saved, requests(100))
     with torch.no_grad():
-        expected = model.sharing.encoder(torch.from_numpy(prepared.features.transform(requests(100))))
+        expected = model.sharing.encoder.vectors(torch.from_numpy(prepared.features.transform(requests(100))))[:, 0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(RunError, match="a vector for each token; use representation"):
         hidden_features(saved, requests(100), "sharing.encoder.network.encoder.layer.0")
@@ -407,6 +411,11 @@ def of_rows(tiny):
 @pytest.fixture(scope="module")
 def of_words(tiny):
     return transferring(tiny, {"intent": ...}, {"intent": ..., "slots": ...})
+
+
+@pytest.fixture(scope="module")
+def from_words(tiny):
+    return transferring(tiny, {"intent": ..., "slots": ...}, {"intent": ...})
 
 
 def transferred(problem: Problem, source: Source, method: dict, tmp_path) -> TransferRun:
@@ -471,6 +480,43 @@ def test_words_are_labelled_by_an_encoder_that_learnt_of_rows(of_words, kind, tm
             transferred(problem, source, {"kind": kind}, tmp_path)
         return
     transferred(problem, source, {"kind": kind}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kind", ["fine_tuning", "knn", "distillation", "mixed", "dann", "deep_coral", "mmd", "gradient_guided"]
+)
+def test_rows_learn_from_an_encoder_that_labelled_words(from_words, kind, tmp_path, monkeypatch) -> None:
+    source, problem = from_words
+    monkeypatch.setitem(source.__dict__, "prepared", prepare(source.study, requests(200)))
+    run = transferred(problem, source, {"kind": kind}, tmp_path)
+    names = [target.task for target in run.prepared.targets]
+    assert ("source-slots" in names) is (kind in ("mixed", "dann", "deep_coral", "mmd", "gradient_guided"))
+
+
+def test_sources_are_ranked_by_the_words_that_are_to_be_labelled(of_words, from_words) -> None:
+    knows_rows, knows_words = (replace(source, name=name) for (source, _), name in zip(
+        (of_words, from_words), ("rows", "words"), strict=True))  # fmt: skip
+    target = of_words[1].target
+    ranked = ranking(target, [knows_rows, knows_words])
+    of_slots = ranked[ranked["task"] == "slots"].set_index("source")
+    assert list(of_slots.index) == ["words", "rows"]
+    assert of_slots.loc["words", "leep_task"] == "slots" and math.isnan(of_slots.loc["rows", "leep"])
+    # By hand: the vectors of the words of each row, read one row at a time, and what the source's head says of them.
+    read, vectors, labels = target.read_by(knows_words).train, [], []
+    columns = target.own.labels.columns[1]
+    encoder = build_model(target.study, target.read_by(knows_words).inputs, target.own.targets).sharing.encoder.eval()
+    encoder.load_state_dict(knows_words.encoder.state_dict())
+    with torch.no_grad():
+        for row, known, own in zip(read.features, read.mask[:, columns], read.targets[:, columns], strict=True):
+            vectors.append(encoder.vectors(row.unsqueeze(0))[0, 1:][known])
+            labels.append(own[known])
+        words, of_words_labels = torch.cat(vectors), torch.cat(labels).double().numpy()
+        heads = knows_words.saved.model.heads
+        own = heads.weights.columns[1]
+        said = (words @ heads.linear.weight[own].T + heads.linear.bias[own]).softmax(1).double().numpy()
+    assert of_slots.loc["words", "logme"] == pytest.approx(logme(words.numpy(), of_words_labels, True), rel=1e-4)
+    assert of_slots.loc["words", "h_score"] == pytest.approx(h_score(words.double().numpy(), of_words_labels), rel=1e-3)
+    assert of_slots.loc["words", "leep"] == pytest.approx(leep(said, of_words_labels), rel=1e-4)
 
 
 @pytest.mark.parametrize("sharing", [{"kind": "soft"}, {"kind": "hierarchical", "depths": {"intent": 1}}], ids=str)

@@ -42,7 +42,8 @@ def layer_names(saved: SavedModel) -> list[str]:
 @torch.no_grad()
 def _outputs(saved: SavedModel, rows: Tensor, layer: str) -> Tensor:
     if layer == REPRESENTATION:
-        return _by_row(saved.model.representation(rows), len(rows), layer)
+        own = saved.model.heads.linear.in_features  # vectors of words come behind that of the row
+        return _by_row(saved.model.representation(rows)[..., :own], len(rows), layer)
     module = dict(saved.model.named_modules()).get(layer) if layer else None
     if module is None:
         names = layer_names(saved)

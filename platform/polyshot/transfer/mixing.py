@@ -59,14 +59,15 @@ def mixed(
         chosen = torch.from_numpy(np.sort(drawn.choice(len(rows), settings.source_rows, replace=False)))
         rows = Examples(rows.features[chosen], rows.targets[chosen], rows.mask[chosen])
     of_source = _as_target(rows, problem.targets, source.saved.targets, pairs, kept)
-    once = problem.once
+    full = problem.target.read_by(source, its_words=True)
+    once = problem.each_once(full)
     wanted = round(len(rows) * settings.target_share / (1 - settings.target_share))
     repeated = torch.arange(max(len(once), wanted)) % len(once)
     more = sum(source.saved.targets[place].width for place in kept)
     of_target = _with_columns(Examples(once.features[repeated], once.targets[repeated], once.mask[repeated]), more)
     train = Examples(*(torch.cat(parts) for parts in zip(_parts(of_target), _parts(of_source), strict=True)))
 
-    shared = problem.shared
+    shared = problem.read_by(source, its_words=True)
     targets = [*shared.targets, *(replace(source.saved.targets[place], task=PREFIX + name)
                                   for place, name in zip(kept, names, strict=True))]  # fmt: skip
     prepared = replace(
@@ -83,7 +84,7 @@ def mixed(
     take_heads(model.heads, targets, source, [*own, *((len(shared.targets) + i, p) for i, p in enumerate(kept))])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
-        added = terms(rows.features, problem.shared_rows, model.sharing.outputs)
+        added = terms(rows.features, full.train.features, model.heads.linear.in_features)
     return Start(
         study,
         prepared,
@@ -162,7 +163,7 @@ class Alignment(Term):
         parts = [
             rows[torch.randint(len(rows), (self._batch,), device=rows.device)] for rows in (self.source, self.target)
         ]
-        features = model.encoder(torch.cat(parts))
+        features = model.encoder(torch.cat(parts))[:, : model.heads.linear.in_features]  # words come behind the row
         return self._strength * self.distance(*features.split(self._batch))
 
     @abstractmethod

@@ -73,7 +73,7 @@ class TargetData:
     study: Study
     table: pd.DataFrame
     own: Prepared
-    _readings: dict[int, tuple[Features, Prepared]] = field(default_factory=dict, repr=False)
+    _readings: dict[tuple[int, bool], tuple[Features, Prepared]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, study: Study, table: pd.DataFrame | None = None) -> TargetData:
@@ -114,18 +114,25 @@ class TargetData:
         """Changes with the rows, and with what of the study says how a model of them is trained."""
         return f"{self.study.digest(*SECTIONS)}-{data_digest(self.own)}"
 
-    def read_by(self, source: Source) -> Prepared:
-        """The same splits as the source's encoder takes them."""
+    def read_by(self, source: Source, *, its_words: bool = False) -> Prepared:
+        """The same splits as the source's encoder takes them.
+
+        Args:
+            its_words: with a vector for each word that the source labels, as its model as a whole takes rows, in place
+                of the words that the target labels.
+        """
         features = source.saved.features
-        kept = self._readings.get(id(features))
+        kept = self._readings.get((id(features), its_words))
         if kept is None or kept[0] is not features:  # another one had its place in memory, or in another process
-            kept = self._readings[id(features)] = features, self._read_by(source)
+            kept = self._readings[id(features), its_words] = features, self._read_by(source, its_words)
         return kept[1]
 
-    def _read_by(self, source: Source) -> Prepared:
+    def _read_by(self, source: Source, its_words: bool) -> Prepared:
         reading = source.reading(self.table, self.study)
         words = {target.words: target.places for target in self.own.targets if target.words is not None}
-        if words or reading.layout.words:
+        if its_words and not words and not reading.layout.words:
+            return self.read_by(source)
+        if not its_words and (words or reading.layout.words):
             reading = reading.labelling(words)
         features = torch.from_numpy(reading.transform(self.table))
 
@@ -205,8 +212,9 @@ class Problem:
         """The rows as the source's encoder takes them."""
         return self.read_by(self.source)
 
-    def read_by(self, source: Source) -> Prepared:
-        return self._at_budget(self.target.read_by(source))
+    def read_by(self, source: Source, *, its_words: bool = False) -> Prepared:
+        """As `TargetData.read_by`."""
+        return self._at_budget(self.target.read_by(source, its_words=its_words))
 
     @cached_property
     def own_rows(self) -> Tensor:
@@ -221,7 +229,7 @@ class Problem:
     @cached_property
     def once(self) -> Examples:
         """The labelled training rows, each once, as the source's encoder takes them."""
-        return self._once(self.target.read_by(self.source))
+        return self.each_once(self.target.read_by(self.source))
 
     @property
     def labelled_table(self) -> pd.DataFrame:
@@ -236,7 +244,7 @@ class Problem:
 
     def _at_budget(self, full: Prepared) -> Prepared:
         targets = self.targets
-        once = self._once(full)
+        once = self.each_once(full)
         repeated = torch.arange(self.epoch_rows) % len(once)
         return replace(
             full,
@@ -246,7 +254,8 @@ class Problem:
             targets=targets,
         )
 
-    def _once(self, full: Prepared) -> Examples:
+    def each_once(self, full: Prepared) -> Examples:
+        """The labelled ones of all training rows."""
         rows = torch.from_numpy(self.labelled)
         some = Examples(full.train.features[rows], full.train.targets[rows], full.train.mask[rows])
         return _encoded(some, full.targets, self.targets)
