@@ -13,8 +13,9 @@ from polyshot.searching.bohb import BOHBSampler
 RANGE = FloatDistribution(0.0, 1.0)
 
 
-def study_of(*trials: optuna.trial.FrozenTrial) -> optuna.Study:
-    study = optuna.create_study(direction="maximize", sampler=BOHBSampler([1, 4], seed=0))
+def study_of(*trials: optuna.trial.FrozenTrial, is_constrained: bool = False) -> optuna.Study:
+    sampler = BOHBSampler([1, 4], seed=0, is_constrained=is_constrained)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
     study.add_trials(trials)
     return study
 
@@ -83,9 +84,20 @@ def test_before_ten_trials_have_ended_points_are_random():
 def test_what_breaks_a_constraint_is_not_followed():
     study = study_of(
         *(trial(x, {1: x}, constraints={"x <= 0.5": x - 0.5}) for x in points(40)),
+        is_constrained=True,
     )
     learnt, _ = drawn(study)
     assert np.mean(learnt < 0.55) > 0.8
+
+
+def test_what_trials_that_run_will_break_is_not_known():
+    """Were they learnt from, those near 1 would count as the best that break nothing."""
+    study = study_of(is_constrained=True)
+    for x in points(12):
+        study.enqueue_trial({"x": x})
+        study.ask({"x": RANGE}).report(x, 1)
+    learnt, _ = drawn(study)
+    assert np.abs(learnt - 0.5).mean() == pytest.approx(0.25, abs=0.06)
 
 
 def test_parameters_that_only_some_trials_have_are_learnt_too():

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 _LEAST = 10  # trials that TPE begins to learn from
 _RANDOM_EVERY = 3
+_ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class BOHBSampler(BaseSampler):
@@ -26,14 +27,17 @@ class BOHBSampler(BaseSampler):
     random, so that what is good early on is not taken for what is good in the end. TPE is Optuna's.
     """
 
-    def __init__(self, rungs: Sequence[int], seed: int):
+    def __init__(self, rungs: Sequence[int], seed: int, *, is_constrained: bool = False):
         """
         Args:
             rungs: the resources at which trials are stopped.
+            is_constrained: trials that end say by how much they break constraints.
         """
         self._rungs = [math.inf, *sorted(rungs, reverse=True)]  # the highest is a training's own end
         self._random = RandomSampler(seed=seed)
         self._tpe = TPESampler(seed=seed)
+        # What trials that run will hold is not known before they end.
+        self._states = _ENDED if is_constrained else (*_ENDED, TrialState.RUNNING)
         self._model: optuna.Study | None = None  # of the trials at one rung; None as long as there are too few
         self._rung = 0.0
         self._learnt: set[int] = set()  # numbers of the trials in it
@@ -68,9 +72,7 @@ class BOHBSampler(BaseSampler):
 
     def _learn(self, study: optuna.Study) -> None:
         """Bring the model to what the trials have reached by now."""
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
-        if any(one.constraints for one in trials):  # what those that run will hold is not known before they end
-            trials = [one for one in trials if one.state.is_finished()]
+        trials = study.get_trials(deepcopy=False, states=self._states)
         for rung in self._rungs:
             known = [(one, value) for one in trials if (value := _value_at(one, rung)) is not None]
             if len(known) >= _LEAST:

@@ -138,7 +138,7 @@ def build_sampler(study: Study, trials: int, epochs: int | None = None) -> optun
                     warn_independent_sampling=False,
                 )
             case "tpe" if study.search.stopping == "asha":
-                return BOHBSampler(rungs(study, epochs), seed)
+                return BOHBSampler(rungs(study, epochs), seed, is_constrained=bool(study.search.constraints))
             case _:
                 return optuna.samplers.TPESampler(seed=seed)
 
