@@ -30,6 +30,8 @@ from timing import machine
 from polyshot.meta.baselines import baselines
 from polyshot.meta.episodes import Groups, Sinusoids, build_source
 from polyshot.meta.evaluation import episode_batches, score
+from polyshot.meta.learners import build_learner
+from polyshot.meta.networks import build_network
 from polyshot.meta.stacked import Weights
 from polyshot.meta.training import MetaRun
 from polyshot.study import Study
@@ -175,14 +177,12 @@ BY_SHOTS = {1: (4, 5000, 16, 400), 5: (5, 8000, 8, 400)}
 
 
 def omniglot(iterations: int, only: list[str] | None, budget: Budget) -> None:
-    print("| learner | ways, shots | accuracy | CPU seconds |\n|---|---|---|---|")
+    print("| learner | step | ways, shots | accuracy | CPU seconds |\n|---|---|---|---|---|")
     prototypes = omniglot_study("ProtoNet", PROTONET | {"iterations": iterations}, train_ways=60, query=4)
     run, seconds = budget.trained(prototypes)
     if not only or "ProtoNet" in only:
         for shots in (1, 5):
-            source = build_source(omniglot_study("test", PROTONET, shots=shots))
-            scores = score(run.learner, run.best_weights(), episode_batches(run.study, source, "test", TEST_TASKS), 0)
-            _omniglot_row("ProtoNet", shots, scores.table("accuracy").iloc[-1], f"{seconds:.0f}")
+            _omniglot_rows("ProtoNet", run.study, run.best_weights(), shots, [0], seconds)
     start = run.best_weights()
     for shots, (query, anil_updates, tasks, maml_updates) in BY_SHOTS.items():
         if only and f"MAML {shots}" not in only:
@@ -193,11 +193,11 @@ def omniglot(iterations: int, only: list[str] | None, budget: Budget) -> None:
             ("MAML", MAML | {"iterations": maml_updates, "tasks_per_batch": tasks}, {}),
         ):
             settings = omniglot_study(f"{kind}-{shots}", values, shots=shots, query=query, **episodes)
+            if kind == "ANIL":
+                _omniglot_rows("ANIL, untrained", settings, weights, shots, [1, 2, TEST_STEPS], spent)
             run, own = budget.trained(settings, weights)
             weights, spent = run.best_weights(), spent + own
-            table = run.evaluate("test", TEST_TASKS, TEST_STEPS).table("accuracy")
-            for step in (1, TEST_STEPS):
-                _omniglot_row(f"{kind}, step {step}", shots, table.iloc[step], f"{spent:.0f}")
+            _omniglot_rows(kind, settings, weights, shots, [1, 2, TEST_STEPS], spent)
 
 
 def omniglot_study(name: str, values: dict[str, Any], **episodes: int) -> Study:
@@ -208,9 +208,21 @@ def omniglot_study(name: str, values: dict[str, Any], **episodes: int) -> Study:
     return study(name, meta | validation | values)
 
 
-def _omniglot_row(learner: str, shots: int, row: Any, seconds: str) -> None:
-    shown = f"{100 * row['mean']:.2f} ± {100 * row['interval']:.2f} %"
-    print(f"| {learner} | 5, {shots} | {shown} | {seconds} |", flush=True)
+def _omniglot_rows(name: str, settings: Study, weights: Weights, shots: int, steps: list[int], seconds: float) -> None:
+    """Accuracy on test tasks of 5 ways, and of 20, for which there was no training of its own."""
+    for ways in (5, 20):
+        tested = settings.with_values(
+            {"meta.episodes.ways": ways, "meta.episodes.train_ways": None, "meta.episodes.shots": shots}
+        )
+        source = build_source(tested)
+        network = build_network(tested, source.shape, ways)
+        learner = build_learner(tested.meta.learner, network, source.objective, ways=5)
+        episodes = episode_batches(tested, source, "test", TEST_TASKS)
+        table = score(learner, weights, episodes, steps[-1]).table("accuracy")
+        for step in steps:
+            row = table.iloc[step]
+            shown = f"{100 * row['mean']:.2f} ± {100 * row['interval']:.2f} %"
+            print(f"| {name} | {step} | {ways}, {shots} | {shown} | {seconds:.0f} |", flush=True)
 
 
 # --- schools ----------------------------------------------------------------------------------------------------------
