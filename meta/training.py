@@ -88,8 +88,9 @@ class MetaRun:
             weights |= self._joint.weights()
         self._whole = FlatLayout.of(weights)  # begins as `layout`
         self._flat = nn.Parameter(self._whole.join(weights).to(self.device))
+        self._of_training = self._trained()
         self._engine = build_engine(
-            self._trained(), self.layout, engine=self._settings.engine, compile=self._settings.compile, note=note
+            self._of_training, self.layout, engine=self._settings.engine, compile=self._settings.compile, note=note
         )
         adam = sections.AdamW(learning_rate=self._settings.learning_rate, weight_decay=0.0)
         self._optimiser = AdamW(adam, [self._flat])
@@ -245,7 +246,8 @@ class MetaRun:
 
     def _calibrated(self, weights: Weights) -> Weights:
         generator = torch.Generator().manual_seed(derive_seed(self.study.seed, "calibration"))
-        return self.learner.calibrated(weights, self.source.sample("train", TASKS_AT_ONCE, generator).to(self.device))
+        episodes = self.source.sample("train", TASKS_AT_ONCE, generator).to(self.device)
+        return self._of_training.calibrated(weights, episodes)
 
     def _score(self, weights: Weights, split: Split, tasks: int, steps: int) -> Scores:
         batches = episode_batches(self.study, self.source, split, tasks)

@@ -185,13 +185,16 @@ def test_what_does_not_fit_is_refused_before_training(values: dict, error: type[
         wave_run(**values)
 
 
-def cluster_run(kind: str, learner: dict[str, Any] | None = None, **episodes: int) -> MetaRun:
+def cluster_run(
+    kind: str, learner: dict[str, Any] | None = None, values: dict[str, Any] | None = None, **episodes: int
+) -> MetaRun:
     """Sixty classes of points around a centre each."""
     labels = np.repeat(np.arange(60), 6)
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(60, 4, generator=generator)[labels] + 0.5 * torch.randn(360, 4, generator=generator)
     settings = {"kind": "classes", "source": "none:none", "ways": 3} | episodes
-    study = wave_study().with_values({"meta.episodes": settings, "meta.learner": {"kind": kind} | (learner or {})})
+    own = {"meta.episodes": settings, "meta.learner": {"kind": kind} | (learner or {})}
+    study = wave_study().with_values(own | (values or {}))
     return MetaRun(study, Classes(points, labels, ClassEpisodes.model_validate(settings)))
 
 
@@ -212,6 +215,14 @@ def test_what_takes_steps_has_as_many_ways_in_training_as_in_tests() -> None:
     with pytest.raises(StudyError, match=r"meta.episodes.train_ways: 'anil' .*zero_head .* protonet or ridge"):
         cluster_run("anil", train_ways=8)
     assert cluster_run("anil", train_ways=3).learner is not None
+
+
+def test_a_norm_per_step_is_measured_on_tasks_of_as_many_ways_as_in_training() -> None:
+    learner = {"zero_head": True, "per_step_norm": True, "steps": 2, "rate": 0.5}
+    run = cluster_run("maml", learner, {"model.encoder": {"width": 16, "normalisation": "batch"}}, train_ways=8)
+    list(run.epochs())
+    assert any(name.endswith("running_mean") for name in run.best_weights())
+    assert run.evaluate("test", 60, 2).metrics[-1].mean() > 0.4
 
 
 @pytest.mark.parametrize("kind", ["maml", "first_order_maml", "anil"])
