@@ -207,15 +207,20 @@ def measure(updates: dict[str, Update], rounds: int, turn_seconds: float) -> dic
 
 
 def profile(update: Update, turns: int = 3) -> str:
-    """The operators that the processor's time of an update goes to, by their shares."""
+    """The operators that the processor's time of an update goes to, by their shares, and the rate of products."""
     activity = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[activity]) as profiler:
+    with torch.profiler.profile(activities=[activity], with_flops=True) as profiler:
         for _ in range(turns):
             update()
     averages = profiler.key_averages()
     total = sum(operator.self_cpu_time_total for operator in averages)
     largest = sorted(averages, key=lambda operator: operator.self_cpu_time_total, reverse=True)[:6]
-    return ", ".join(f"{operator.key} {100 * operator.self_cpu_time_total / total:.0f} %" for operator in largest)
+    shares = [f"{operator.key} {100 * operator.self_cpu_time_total / total:.0f} %" for operator in largest]
+    products = [operator for operator in averages if operator.key == "aten::bmm"]
+    for operator in products:
+        per_second = operator.flops / (operator.self_cpu_time_total * 1e-6)
+        shares.append(f"aten::bmm does {operator.flops / turns / 1e9:.1f} GFLOP at {per_second / 1e9:.0f} a second")
+    return ", ".join(shares)
 
 
 def main() -> None:
