@@ -216,8 +216,9 @@ def profile(update: Update, turns: int = 3) -> str:
     total = sum(operator.self_cpu_time_total for operator in averages)
     largest = sorted(averages, key=lambda operator: operator.self_cpu_time_total, reverse=True)[:6]
     shares = [f"{operator.key} {100 * operator.self_cpu_time_total / total:.0f} %" for operator in largest]
-    products = [operator for operator in averages if operator.key == "aten::bmm"]
-    for operator in products:
+    for operator in averages:
+        if operator.key != "aten::bmm":
+            continue
         per_second = operator.flops / (operator.self_cpu_time_total * 1e-6)
         shares.append(f"aten::bmm does {operator.flops / turns / 1e9:.1f} GFLOP at {per_second / 1e9:.0f} a second")
     return ", ".join(shares)

@@ -67,6 +67,10 @@ class Heads(nn.Module, ABC):
     def forward(self, representation: Tensor | Mixture) -> Tensor:
         """→ the outputs [B, O] of all tasks."""
 
+    def of_row(self, representation: Tensor) -> Tensor:
+        """[..., P · H] → [..., H]: the row's vector, behind which those of its words stand."""
+        return representation[..., : self.linear.in_features]
+
     def rows(self, task: int) -> Iterator[Rows]:
         """The parameters of one task's head."""
         for parameter in self.linear.parameters():

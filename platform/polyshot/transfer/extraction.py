@@ -42,8 +42,7 @@ def layer_names(saved: SavedModel) -> list[str]:
 @torch.no_grad()
 def _outputs(saved: SavedModel, rows: Tensor, layer: str) -> Tensor:
     if layer == REPRESENTATION:
-        own = saved.model.heads.linear.in_features  # vectors of words come behind that of the row
-        return _by_row(saved.model.representation(rows)[..., :own], len(rows), layer)
+        return _by_row(saved.model.heads.of_row(saved.model.representation(rows)), len(rows), layer)
     module = dict(saved.model.named_modules()).get(layer) if layer else None
     if module is None:
         names = layer_names(saved)

@@ -163,7 +163,7 @@ class Alignment(Term):
         parts = [
             rows[torch.randint(len(rows), (self._batch,), device=rows.device)] for rows in (self.source, self.target)
         ]
-        features = model.encoder(torch.cat(parts))[:, : model.heads.linear.in_features]  # words come behind the row
+        features = model.heads.of_row(model.encoder(torch.cat(parts)))
         return self._strength * self.distance(*features.split(self._batch))
 
     @abstractmethod

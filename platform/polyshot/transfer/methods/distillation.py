@@ -100,8 +100,7 @@ def prepare(settings: Distillation, problem: Problem) -> Start:
     require_rows(problem, settings.kind)
     teacher = problem.source if settings.teacher is None else problem.sources.teachers[settings.teacher]
     study = tuned(problem.study, settings)
-    read = problem.target.read_by(teacher, its_words=True)
-    rows = read.train.features
+    rows = problem.target.read_by(teacher, its_words=True).train.features
     model = build_model(study, problem.own.inputs, problem.targets)
     outputs, lessons = _lessons(model, problem, teacher, rows)
     if not lessons and not settings.features:
@@ -110,7 +109,7 @@ def prepare(settings: Distillation, problem: Problem) -> Start:
             "be taught; give 'features' a weight above 0"
         )
     with torch.no_grad():
-        features = teacher.encoder.eval()(rows).unflatten(1, (1 + read.inputs.words, -1))[:, 0]
+        features = teacher.saved.model.heads.of_row(teacher.encoder.eval()(rows))
     features = (features - features.mean(0)) / features.std(0, correction=0).clamp(min=1e-6)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(study.seed)
