@@ -1,8 +1,9 @@
-"""Convolutions of many tasks at once, each with kernels of its own, as products of matrices with patches of the images.
+"""Convolutions of many tasks at once, each with kernels of its own, whose derivatives to any order are as fast as they.
 
-For strided ones: the derivative of a grouped convolution by its images takes a processor two to four times as long as
-the convolution. Here all derivatives, to any order, are such products of the same shapes, and channels are innermost in
-memory, where patches are copied fast. Called by `stacked`; knows nothing of networks.
+For strided ones. The patches of the images are laid out once, and used for the outputs and for all that is derived of
+the kernels: both are products of matrices. Channels are innermost in memory, where patches are copied fast and the
+derivative by the images costs as much as the convolution, not two to four times as much. Called by `stacked`; knows
+nothing of networks.
 """
 
 from __future__ import annotations
@@ -19,131 +20,183 @@ Places = tuple[Any, Any, Any]  # stride, padding and dilation, each of height an
 
 
 def convolution_by_products(images: Tensor, weight: Tensor, bias: Tensor | None, places: Places) -> Tensor:
-    """[T, N, in, H, W] → [T, N, out, H', W'], with one weight [out, in, h, w] for all tasks or one for each."""
+    """[T, N, in, H, W], [T, out, in, h, w] → [T, N, out, H', W']."""
     kernel = list(weight.shape[-2:])
-    columns = _Columns.apply(images.permute(0, 1, 3, 4, 2), kernel, places)
-    factors = weight.flatten(-2).transpose(-1, -2).flatten(-2)  # [(T,) out, h·w·in]
-    if weight.dim() == 4:
-        outputs = F.linear(columns, factors, bias)
-    else:
-        outputs = _Product.apply(columns, factors)
-        outputs = outputs if bias is None else outputs + bias.unsqueeze(1)
+    places = list(places[0]), list(places[1]), list(places[2])
+    factors = weight.permute(0, 1, 3, 4, 2).flatten(2)
+    outputs = _Outputs.apply(images.permute(0, 1, 3, 4, 2), None, factors, kernel, places)
+    if bias is not None:
+        outputs = outputs + bias.unsqueeze(1)
     extents = _extents(list(images.shape[3:]), kernel, places)
     return outputs.unflatten(1, (images.shape[1], *extents)).permute(0, 1, 4, 2, 3)
 
 
-# --- products whose derivatives have their factors' layout ------------------------------------------------------------
-# Of columns [T, R, K], factors [T, O, K] and outputs [T, R, O] any two make the third, and its derivatives the others.
+# --- a convolution and its derivatives --------------------------------------------------------------------------------
+# Of images [T, N, H, W, C], factors [T, O, K] and outputs [T, R, O] any two make the third, and its derivatives are the
+# others. R = N·H'·W' patches have K = h·w·C numbers each: the columns [T, R, K], which go along with their images.
 
 
-class _Product(torch.autograd.Function):
-    """Outputs of columns and factors."""
+class _Outputs(torch.autograd.Function):
+    """Outputs of images and factors."""
 
     @staticmethod
-    def forward(ctx: Any, columns: Tensor, factors: Tensor) -> Tensor:
-        ctx.save_for_backward(columns, factors)
-        return torch.bmm(columns, factors.mT)
+    def forward(
+        ctx: Any, images: Tensor, columns: Tensor | None, factors: Tensor, kernel: list[int], places: Places
+    ) -> Tensor:
+        columns = _columns(images, kernel, *places) if columns is None else columns
+        ctx.frame = kernel, places
+        ctx.save_for_backward(images, columns, factors)
+        return _products(columns, factors)
 
     @staticmethod
     def backward(ctx: Any, outputs: Tensor) -> tuple[Tensor | None, ...]:
-        columns, factors = ctx.saved_tensors
+        images, columns, factors = ctx.saved_tensors
         return (
-            _ProductColumns.apply(outputs, factors) if ctx.needs_input_grad[0] else None,
-            _ProductFactors.apply(outputs, columns) if ctx.needs_input_grad[1] else None,
+            _Images.apply(outputs, factors, list(images.shape), *ctx.frame) if ctx.needs_input_grad[0] else None,
+            None,
+            _Factors.apply(outputs, images, columns, *ctx.frame) if ctx.needs_input_grad[2] else None,
+            None,
+            None,
         )
-
-
-class _ProductColumns(torch.autograd.Function):
-    """Columns of outputs and factors."""
-
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, factors: Tensor) -> Tensor:
-        ctx.save_for_backward(outputs, factors)
-        return torch.bmm(outputs, factors)
-
-    @staticmethod
-    def backward(ctx: Any, columns: Tensor) -> tuple[Tensor | None, ...]:
-        outputs, factors = ctx.saved_tensors
-        return (
-            _Product.apply(columns, factors) if ctx.needs_input_grad[0] else None,
-            _ProductFactors.apply(outputs, columns) if ctx.needs_input_grad[1] else None,
-        )
-
-
-class _ProductFactors(torch.autograd.Function):
-    """Factors of outputs and columns."""
-
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, columns: Tensor) -> Tensor:
-        ctx.save_for_backward(outputs, columns)
-        return torch.bmm(outputs.mT, columns)
-
-    @staticmethod
-    def backward(ctx: Any, factors: Tensor) -> tuple[Tensor | None, ...]:
-        outputs, columns = ctx.saved_tensors
-        return (
-            _Product.apply(columns, factors) if ctx.needs_input_grad[0] else None,
-            _ProductColumns.apply(outputs, factors) if ctx.needs_input_grad[1] else None,
-        )
-
-
-# --- patches ----------------------------------------------------------------------------------------------------------
-
-
-class _Columns(torch.autograd.Function):
-    """[T, N, H, W, C] → the patches under a kernel, [T, N·H'·W', h·w·C]."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, kernel: list[int], places: Places) -> Tensor:
-        ctx.frame = list(images.shape), kernel, places
-        _, (high, wide), _ = places
-        padded = F.pad(images, (0, 0, wide, wide, high, high))
-        patches = [padded[:, :, rows, columns] for rows, columns in _taps(*ctx.frame)]
-        return torch.stack(patches, 4).flatten(4).flatten(1, 3)
-
-    @staticmethod
-    def backward(ctx: Any, columns: Tensor) -> tuple[Tensor | None, ...]:
-        return _Images.apply(columns, *ctx.frame), None, None
 
 
 class _Images(torch.autograd.Function):
-    """The transpose of `_Columns`: every pixel the sum of what the patches have of it."""
+    """Images of outputs and factors."""
 
     @staticmethod
-    def forward(ctx: Any, columns: Tensor, shape: list[int], kernel: list[int], places: Places) -> Tensor:
-        ctx.kernel, ctx.places = kernel, places
-        return _summed(columns, shape, kernel, *map(list, places))
+    def forward(
+        ctx: Any, outputs: Tensor, factors: Tensor, shape: list[int], kernel: list[int], places: Places
+    ) -> Tensor:
+        ctx.frame = kernel, places
+        ctx.save_for_backward(outputs, factors)
+        return _images(outputs, factors, shape, kernel, *places)
 
     @staticmethod
     def backward(ctx: Any, images: Tensor) -> tuple[Tensor | None, ...]:
-        return _Columns.apply(images, ctx.kernel, ctx.places), None, None, None
+        outputs, factors = ctx.saved_tensors
+        kernel, places = ctx.frame
+        columns = _columns(images.detach(), kernel, *places)
+        return (
+            _Outputs.apply(images, columns, factors, *ctx.frame) if ctx.needs_input_grad[0] else None,
+            _Factors.apply(outputs, images, columns, *ctx.frame) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+            None,
+        )
 
 
-@torch.library.custom_op("polyshot::summed_patches", mutates_args=())
-def _summed(
-    columns: Tensor, shape: list[int], kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> Tensor:
-    """One operation to the compiler: what it makes of the sums is several times slower."""
-    places = stride, padding, dilation
-    tasks, rows, height, width, channels = shape
+class _Factors(torch.autograd.Function):
+    """Factors of outputs and images."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, outputs: Tensor, images: Tensor, columns: Tensor, kernel: list[int], places: Places
+    ) -> Tensor:
+        ctx.frame = kernel, places
+        ctx.save_for_backward(outputs, images, columns)
+        return _products(outputs.mT, columns.mT)
+
+    @staticmethod
+    def backward(ctx: Any, factors: Tensor) -> tuple[Tensor | None, ...]:
+        outputs, images, columns = ctx.saved_tensors
+        return (
+            _Outputs.apply(images, columns, factors, *ctx.frame) if ctx.needs_input_grad[0] else None,
+            _Images.apply(outputs, factors, list(images.shape), *ctx.frame) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+            None,
+        )
+
+
+# --- what they are made of --------------------------------------------------------------------------------------------
+# Each is one operation to the compiler, which makes them several times slower together with what is around them.
+
+_LONG = 48  # the shortest side of a product from which one task at a time repays the calls
+_SHORT = 16  # the rows of a result below which MKL is several times faster at its transpose
+
+
+@torch.library.custom_op("polyshot::products", mutates_args=())
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """[T, R, K], [T, C, K] → [T, R, C]."""
+    sides = (*left.shape[1:], right.shape[1])
+    if left.device.type == "cpu" and left.dtype == torch.float32 and _ONEDNN and min(sides) >= _LONG:
+        if right.stride(0) == 0:  # the same for all tasks
+            return _onednn(left.flatten(0, 1), right[0]).unflatten(0, left.shape[:2])
+        return torch.stack([_onednn(*pair) for pair in zip(left, right, strict=True)])
+    if right.shape[1] < _SHORT:
+        return torch.bmm(right, left.mT).mT.contiguous()
+    return torch.bmm(left, right.mT)
+
+
+@_products.register_fake
+def _(left: Tensor, right: Tensor) -> Tensor:
+    return left.new_empty(len(left), left.shape[1], right.shape[1])
+
+
+_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+def _onednn(left: Tensor, right: Tensor) -> Tensor:
+    """[R, K], [C, K] → [R, C], twice as fast as by MKL, which leaves other makers' processors half of their width."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+
+
+@torch.library.custom_op("polyshot::columns", mutates_args=())
+def _columns(images: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    """[T, N, H, W, C] → [T, R, K]."""
     high, wide = padding
-    padded = columns.new_zeros(tasks, rows, height + 2 * high, width + 2 * wide, channels)
-    extents = _extents([height, width], kernel, places)
-    patches = columns.view(tasks, rows, *extents, -1, channels).unbind(4)
-    for patch, (down, across) in zip(patches, _taps(shape, kernel, places), strict=True):
-        padded[:, :, down, across] += patch
-    return padded[:, :, high : high + height, wide : wide + width].contiguous()
+    padded = F.pad(images, (0, 0, wide, wide, high, high))
+    taps = _taps(list(images.shape[2:4]), kernel, (stride, padding, dilation))
+    return torch.stack([padded[:, :, down, across] for down, across in taps], 4).flatten(4).flatten(1, 3)
 
 
-@_summed.register_fake
-def _(columns: Tensor, shape: list[int], *_: list[int]) -> Tensor:
-    return columns.new_empty(shape)
+@_columns.register_fake
+def _(images: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
+    tasks, rows, *size, channels = images.shape
+    down, across = _extents(size, kernel, (stride, padding, dilation))
+    return images.new_empty(tasks, rows * down * across, kernel[0] * kernel[1] * channels)
 
 
-def _taps(shape: list[int], kernel: list[int], places: Places) -> Iterator[tuple[slice, slice]]:
+@torch.library.custom_op("polyshot::images", mutates_args=())
+def _images(
+    outputs: Tensor,
+    factors: Tensor,
+    shape: list[int],
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """[T, R, O], [T, O, K] → [T, N, H, W, C]."""
+    tasks, rows, *size, channels = shape
+    places = stride, padding, dilation
+    extents = _extents(size, kernel, places)
+    reached = [
+        (count - 1) * step - 2 * edge + apart * (taps - 1) + 1
+        for count, taps, step, edge, apart in zip(extents, kernel, *places, strict=True)
+    ]
+    left = [pixels - end for pixels, end in zip(size, reached, strict=True)]
+    weights = factors.unflatten(2, (*kernel, channels)).permute(0, 1, 4, 2, 3)
+    outputs = outputs.unflatten(1, (rows, *extents))  # [T, N, H', W', O]
+    if factors.stride(0) == 0:  # the same for all tasks, whose rows are one batch
+        rows_of_all = outputs.flatten(0, 1).permute(0, 3, 1, 2)
+        images = F.conv_transpose2d(rows_of_all, weights[0], None, stride, padding, left, 1, dilation)
+        return images.permute(0, 2, 3, 1).unflatten(0, (tasks, rows)).contiguous()
+    # Tasks are side by side, as groups of channels.
+    side_by_side = outputs.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)  # [N, T·O, H', W']
+    images = F.conv_transpose2d(side_by_side, weights.flatten(0, 1), None, stride, padding, left, tasks, dilation)
+    return images.permute(0, 2, 3, 1).unflatten(3, (tasks, channels)).permute(3, 0, 1, 2, 4).contiguous()
+
+
+@_images.register_fake
+def _(outputs: Tensor, _: Tensor, shape: list[int], *__: list[int]) -> Tensor:
+    return outputs.new_empty(shape)
+
+
+def _taps(size: list[int], kernel: list[int], places: Places) -> Iterator[tuple[slice, slice]]:
     """For each place of the kernel, the rows and columns of a padded image that it comes to lie on."""
     steps, _, spread = places
-    extents = _extents(shape[2:4], kernel, places)
+    extents = _extents(size, kernel, places)
     for offsets in itertools.product(*map(range, kernel)):
         starts = [offset * apart for offset, apart in zip(offsets, spread, strict=True)]
         down, across = (

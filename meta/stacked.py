@@ -162,9 +162,10 @@ class _Convolution:
 
     def __call__(self, weights: Weights, inputs: Tensor, with_bias: bool = True) -> Tensor:
         bias = weights.get(f"{self.prefix}bias") if with_bias else None
+        weight = weights[f"{self.prefix}weight"]
         # What is no group of several has a fast derivative by torch's own.
-        convolution = convolution_by_products if self.by_products and len(inputs) > 1 else _convolution
-        return convolution(inputs, weights[f"{self.prefix}weight"], bias, self.places)
+        by_products = self.by_products and weight.dim() == 5 and len(inputs) > 1
+        return (convolution_by_products if by_products else _convolution)(inputs, weight, bias, self.places)
 
 
 _POINTWISE: Places = ((1, 1), (0, 0), (1, 1))

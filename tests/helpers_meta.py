@@ -25,10 +25,10 @@ def mlp(normalisation: str = "none", outputs: int = 1, inputs: int = 2) -> FewSh
     return FewShotNetwork(body, nn.Linear(6, outputs)).double()
 
 
-def convolutions(downsample: str = "stride", ways: int = 3) -> FewShotNetwork:
-    """Two blocks of four channels on images of 8×8."""
+def convolutions(downsample: str = "stride", ways: int = 3, size: int = 8, width: int = 4) -> FewShotNetwork:
+    """Two blocks of `width` channels on images of `size`."""
     torch.manual_seed(0)
-    body, features = cnn4((1, 8, 8), width=4, layers=2, downsample=downsample)
+    body, features = cnn4((1, size, size), width=width, layers=2, downsample=downsample)
     network = FewShotNetwork(body, nn.Linear(features, ways)).double()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):  # the affine part, too, must have something to be wrong about

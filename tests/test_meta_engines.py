@@ -60,6 +60,24 @@ def test_the_meta_gradient_is_that_of_learn2learn(network: str, kind: str, steps
     assert_same_gradient(learner(kind, make(), steps=steps), episodes())
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_wide_convolutions_in_single_precision_have_the_meta_gradient_of_learn2learn(steps: int) -> None:
+    """Wide enough for the products that are only used in single precision; the reference is in double."""
+    episodes = pictures(ways=5, shots=3, size=16)
+    reference = learner("maml", convolutions(size=16, width=48, ways=5), steps=steps)
+    flat = start(reference)[1]
+    loss, theirs = engine(reference, "learn2learn").gradient(flat, episodes, 0.0, 1)
+    assert theirs.abs().max() > 1e-2
+
+    made = learner("maml", convolutions(size=16, width=48, ways=5).float(), steps=steps)
+    single = Episodes(
+        *(part.float() if part is not None and part.is_floating_point() else part for part in episodes.parts())
+    )
+    own_loss, gradient = engine(made, "vectorised").gradient(flat.float(), single, 0.0, 1)
+    torch.testing.assert_close(own_loss.double(), loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(gradient.double(), theirs, rtol=1e-3, atol=1e-5 * theirs.abs().max().item())
+
+
 @pytest.mark.parametrize("kind", ["anil", "meta_sgd", "meta_curvature", "reptile"])
 @pytest.mark.parametrize("network", ["mlp with batch norm", "cnn with strides"])
 def test_relatives_of_maml_have_the_meta_gradient_of_learn2learn(network: str, kind: str) -> None:

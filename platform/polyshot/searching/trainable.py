@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
-import torch
 from ray import tune
 from ray.tune.result import DONE
 
@@ -40,6 +39,7 @@ from polyshot.searching.subject import MultiTaskLearning, Subject, Trained
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 from polyshot.training.loop import Epoch, TrainingRun
+from polyshot.training.processor import use_processor
 
 # Epochs of a small model take milliseconds, a round trip to the driver as well: report in portions.
 REPORT_SECONDS = 0.2
@@ -109,7 +109,7 @@ class TrialTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any], context: SearchContext | None = None) -> None:
         assert context is not None
         self._context = context
-        torch.set_num_threads(context.study.scale.threads or 1)
+        use_processor(context.study)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -33,6 +33,7 @@ from polyshot.run_folder import write_json
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
 from polyshot.training.loop import Epoch, TrainingRun, check_precision
+from polyshot.training.processor import use_processor
 from polyshot.training.world import World
 
 CHECKPOINT = "checkpoint.pt"
@@ -320,7 +321,7 @@ def _work(job: dict[str, Any]) -> PolyshotError | None:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device() if job["use_gpu"] else torch.device("cpu")
-    torch.set_num_threads(study.scale.threads or 1)
+    use_processor(study)
 
     work: Work[Any] = ray.get(job["work"])
     run = work.begin(study, work.data, device, world)

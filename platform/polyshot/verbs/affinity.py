@@ -95,12 +95,12 @@ def affinity(
         from polyshot.data.prepare import prepare
         from polyshot.training.baselines import SECTIONS
         from polyshot.training.loop import TrainingRun
-        from polyshot.training.threads import use_threads
+        from polyshot.training.processor import use_processor
 
         prepared = prepare(study, table)
         for note in (*prepared.notes, tracker.store.words):
             progress.note(note)
-        use_threads(study, prepared)
+        use_processor(study, prepared)
         TrainingRun(study, prepared)  # what cannot be built is refused before anything is written
         digest = f"{study.digest(*SECTIONS)}-{method}-{networks}"
         params = {"affinity.method": method, "affinity.networks": networks}

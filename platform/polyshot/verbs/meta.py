@@ -102,11 +102,10 @@ def meta_learn(
             training that diverges.
     """
     with Tracker.open(study) as tracker, ExitStack() as resources:
-        import torch
-
         from polyshot.meta.episodes import build_source
+        from polyshot.training.processor import use_processor
 
-        torch.set_num_threads(study.scale.threads or 1)
+        use_processor(study)
         source = build_source(study, table)
         for note in getattr(source, "notes", []):
             progress.note(note)

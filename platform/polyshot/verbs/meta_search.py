@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from polyshot.cluster.ray import nodes, ray_session
 from polyshot.errors import Problem, StudyError
@@ -34,6 +33,7 @@ from polyshot.study.search import IMPROVEMENT, Bound
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
 from polyshot.training.loop import Epoch
+from polyshot.training.processor import use_processor
 from polyshot.verbs.best_found import BestFound
 from polyshot.verbs.meta import SECTIONS, MetaResult, begin, conclude, read_result, train_distributed
 from polyshot.verbs.recording import recorded
@@ -111,7 +111,7 @@ def meta_search(
         return MetaSearchResult.read(study, *found, read_result)
     store = resolve(study)
     store.check()
-    torch.set_num_threads(study.scale.threads or 1)
+    use_processor(study)
     source = build_source(study, table)
     for note in (*getattr(source, "notes", []), store.words):
         progress.note(note)

@@ -42,7 +42,7 @@ from polyshot.tracking.tracker import Tracker
 from polyshot.training.baselines import Baseline, chosen_metrics, merged, train_baselines
 from polyshot.training.bootstrap import improvement_intervals
 from polyshot.training.loop import TrainingRun
-from polyshot.training.threads import use_threads
+from polyshot.training.processor import use_processor
 from polyshot.verbs.recording import Recording, recorded
 
 _METRICS, _CONFIRMATION = "metrics.json", "confirmation.json"
@@ -132,7 +132,7 @@ def search(
     prepared = prepare(study, table)
     for note in (*prepared.notes, store.words):
         progress.note(note)
-    use_threads(study, prepared)
+    use_processor(study, prepared)
     if study.search.fidelity == "labels":
         check_share(prepared, 1 / LABEL_PARTS, study.seed)
     # What cannot be built is refused before anything is written.
@@ -236,7 +236,7 @@ class _Search:
         best = self.sweep.best(confirmed)
         study = self.study.with_values(best.user_attrs[VALUES])
         prepared = self._prepared(study)
-        use_threads(study, prepared)
+        use_processor(study, prepared)
         run = self.subject.begin(study)
         self.sweep.restore(run, best)
         together = {"validation": run.evaluate(prepared.validation), "test": run.evaluate(prepared.test)}

@@ -106,12 +106,12 @@ def train(
         from polyshot.data.prepare import prepare
         from polyshot.training.baselines import SECTIONS, data_digest
         from polyshot.training.loop import TrainingRun
-        from polyshot.training.threads import use_threads
+        from polyshot.training.processor import use_processor
 
         prepared = prepare(study, table)
         for note in (*prepared.notes, tracker.store.words):
             progress.note(note)
-        use_threads(study, prepared)
+        use_processor(study, prepared)
         # Built before anything is written: what cannot be trained leaves no run behind.
         run = TrainingRun(study, prepared)
         if not _fits_this_process(study):

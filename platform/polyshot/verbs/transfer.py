@@ -96,14 +96,14 @@ def transfer(
     check_scale(study)
     sources = find_sources(study, progress)
     with Tracker.open(study) as tracker:
-        from polyshot.training.threads import use_threads
+        from polyshot.training.processor import use_processor
         from polyshot.transfer.problem import TargetData
 
         targets = TargetData.folds(study, table)
         target = targets[0]
         for note in (*target.own.notes, *sources.main.notes(target.table, study), tracker.store.words):
             progress.note(note)
-        use_threads(study, target.own)
+        use_processor(study, target.own)
         trials = checked_trials(targets, sources)
         digest = f"{study.digest(*SECTIONS)}-{sources.main.digest}"
         with recorded(tracker, study, "transfer", digest, fresh=fresh) as recording:

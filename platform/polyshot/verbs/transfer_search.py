@@ -28,7 +28,7 @@ from polyshot.study import Study
 from polyshot.study.transfer import SEARCHED
 from polyshot.tracking.store import resolve
 from polyshot.tracking.tracker import Tracker
-from polyshot.training.threads import use_threads
+from polyshot.training.processor import use_processor
 from polyshot.transfer.problem import Problem, Sources, TargetData
 from polyshot.transfer.start import TransferRun
 from polyshot.transfer.start import fresh as from_scratch
@@ -111,7 +111,7 @@ def transfer_search(
     target = targets[0]
     for note in (*target.own.notes, *sources.main.notes(target.table, study), store.words):
         progress.note(note)
-    use_threads(study, target.own)
+    use_processor(study, target.own)
     checked_trials(targets, sources)
     subject = TransferLearning(target, sources, Objective.of(study, _scratch(target, sources)))
     with ray_session(study):
