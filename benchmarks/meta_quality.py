@@ -36,6 +36,7 @@ from polyshot.meta.stacked import Weights
 from polyshot.meta.training import MetaRun
 from polyshot.study import Study
 from polyshot.training.checkpoint import load_checkpoint, save_checkpoint
+from polyshot.training.processor import keep_freed_memory
 
 SAVE_SECONDS = 30.0
 TEST_TASKS, TEST_STEPS = 1000, 3  # of Omniglot
@@ -172,8 +173,9 @@ ANIL: dict[str, Any] = {
     "compile": "never",
 }
 MAML: dict[str, Any] = {"learner": {"kind": "maml"} | STEPS, "learning_rate": 5e-4, "compile": "never"}
-# By shots: query rows of a class, updates of ANIL, tasks of an update of MAML and how many updates.
-BY_SHOTS = {1: (4, 5000, 16, 400), 5: (5, 8000, 8, 400)}
+ANIL_UPDATES, MAML_UPDATES = 5000, 400
+BY_SHOTS = {1: (4, 16), 5: (5, 8)}  # query rows of a class, and tasks of an update of MAML
+DISTORT = {"degrees": 8, "stretch": 0.15, "shift": 2}
 
 
 def omniglot(iterations: int, only: list[str] | None, budget: Budget) -> None:
@@ -184,13 +186,13 @@ def omniglot(iterations: int, only: list[str] | None, budget: Budget) -> None:
         for shots in (1, 5):
             _omniglot_rows("ProtoNet", run.study, run.best_weights(), shots, [0], seconds)
     start = run.best_weights()
-    for shots, (query, anil_updates, tasks, maml_updates) in BY_SHOTS.items():
+    for shots, (query, tasks) in BY_SHOTS.items():
         if only and f"MAML {shots}" not in only:
             continue
         weights, spent = start, seconds
         for kind, values, episodes in (
-            ("ANIL", ANIL | {"iterations": anil_updates}, {"train_ways": 60}),
-            ("MAML", MAML | {"iterations": maml_updates, "tasks_per_batch": tasks}, {}),
+            ("ANIL", ANIL | {"iterations": ANIL_UPDATES}, {"train_ways": 60}),
+            ("MAML", MAML | {"iterations": MAML_UPDATES, "tasks_per_batch": tasks}, {}),
         ):
             settings = omniglot_study(f"{kind}-{shots}", values, shots=shots, query=query, **episodes)
             if kind == "ANIL":
@@ -201,8 +203,15 @@ def omniglot(iterations: int, only: list[str] | None, budget: Budget) -> None:
 
 
 def omniglot_study(name: str, values: dict[str, Any], **episodes: int) -> Study:
-    """Tasks of 5 ways with the splits of MAML's code."""
-    tasks = {"kind": "classes", "source": "omniglot", "rotations": True, "validation": 100, "test": 423}
+    """Tasks of 5 ways with the splits of MAML's code; the pictures of training tasks are distorted."""
+    tasks = {
+        "kind": "classes",
+        "source": "omniglot",
+        "rotations": True,
+        "distort": DISTORT,
+        "validation": 100,
+        "test": 423,
+    }
     validation = {"validate_every": max(1, values.get("iterations", 1) // 5), "validation_tasks": 200}
     meta = {"episodes": tasks | {"test_query": 5} | episodes, "network": {"kind": "cnn4"}}
     return study(name, meta | validation | values)
@@ -304,10 +313,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("polyshot-runs/meta-quality"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     print(machine())
     measure, iterations = {
         "sinusoids": (sinusoids, 70_000),
-        "omniglot": (omniglot, 3_000),
+        "omniglot": (omniglot, 6_000),
         "schools": (schools, 2_000),
     }[options.what]
     budget = Budget(options.folder, time.monotonic() + 60 * options.minutes)

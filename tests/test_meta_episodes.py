@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
 from polyshot.errors import DataError, StudyError
 from polyshot.meta.episodes import Classes, Groups, Sinusoids, build_source
 from polyshot.meta.episodes.base import EpisodeSource, Split
+from polyshot.meta.episodes.distortion import distorted
 from polyshot.meta.episodes.omniglot import omniglot
 from polyshot.study import Study
-from polyshot.study.meta import ClassEpisodes
+from polyshot.study.meta import ClassEpisodes, Distortion
 from polyshot.training.world import World
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -63,6 +65,7 @@ def school_study(**values) -> Study:
 SOURCES = {
     "sinusoids": lambda: Sinusoids(5, 6, 7),
     "classes": lambda: classes(rotations=True),
+    "distorted classes": lambda: classes(distort={"degrees": 10, "stretch": 0.1, "shift": 1}),
     "groups": lambda: build_source(school_study(), school_table()),
 }
 sources = pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
@@ -165,6 +168,53 @@ def test_turned_pictures_are_classes_of_their_own() -> None:
     for task in range(100):
         pairs = set(zip(episodes.support_labels[task].tolist(), identity[task].tolist(), strict=True))
         assert len(pairs) == 15 == len({pair[1] for pair in pairs})
+
+
+def test_only_training_pictures_are_distorted_each_in_its_own_way() -> None:
+    plain, other = classes(), classes(distort={"degrees": 20, "stretch": 0.2, "shift": 0.5})
+    for split in SPLITS:
+        before, after = plain.sample(split, 20, seeded()), other.sample(split, 20, seeded())
+        assert torch.equal(before.query_labels, after.query_labels)
+        same = [torch.equal(getattr(before, part), getattr(after, part)) for part in ("support", "query")]
+        assert same == ([False, False] if split == "train" else [True, True])
+    alike = torch.ones(1, 2, 2, 1, 9, 9)
+    numbers = torch.rand(1, 2, 2, 6, generator=seeded()) * 2 - 1
+    ways = distorted(alike, numbers, Distortion(degrees=10, stretch=0.1, shift=1)).flatten(0, 2)
+    assert len({picture.numpy().tobytes() for picture in ways}) == 4
+
+
+@pytest.mark.parametrize(
+    ("most", "numbers", "expected"),
+    [
+        ({"shift": 2}, [0, 0, 0, 0, 1, 0], lambda picture: F.pad(picture, (2, -2))),
+        ({"shift": 2}, [0, 0, 0, 0, 0, -0.5], lambda picture: F.pad(picture, (0, 0, -1, 1))),
+        ({"degrees": 90}, [1, 0, 0, 0, 0, 0], lambda picture: picture.rot90(1, (-2, -1))),
+        ({"degrees": 180}, [-1, 0, 0, 0, 0, 0], lambda picture: picture.flip((-2, -1))),
+        ({"degrees": 30, "stretch": 0.5, "shift": 3}, [0] * 6, lambda picture: picture),
+    ],
+)
+def test_a_picture_is_distorted_as_the_numbers_say(most, numbers, expected) -> None:
+    picture = torch.rand(1, 1, 6, 6, generator=seeded())
+    found = distorted(picture, torch.tensor([numbers], dtype=torch.float32), Distortion.model_validate(most))
+    torch.testing.assert_close(found, expected(picture), atol=1e-5, rtol=0)
+
+
+def test_pictures_are_stretched_and_slanted_about_their_middle() -> None:
+    bar = torch.zeros(1, 1, 21, 21)
+    bar[..., 10] = 1  # upright
+    numbers = torch.zeros(3, 6)
+    numbers[0, 1], numbers[1, 2], numbers[2, 3] = -1, 1, 1
+    wider, lower, slanted = distorted(bar.expand(3, 1, 21, 21), numbers, Distortion(stretch=0.5))[:, 0]
+    assert wider[10].sum() == pytest.approx(2, abs=0.1) and wider[10].argmax() == 10
+    assert [int(row.count_nonzero()) for row in lower[[0, 10, 20]]] == [0, 1, 0]
+    assert slanted[10].argmax() == 10 and {int(slanted[2].argmax()), int(slanted[18].argmax())} == {6, 14}
+
+
+def test_what_is_no_picture_is_not_distorted() -> None:
+    settings = {"kind": "classes", "source": "omniglot", "distort": {"shift": 1}}
+    pictures, labels = numbered_pictures()
+    with pytest.raises(DataError, match=r"distort: only pictures can be distorted, got inputs of \[9\]"):
+        Classes(pictures.flatten(1), labels, ClassEpisodes.model_validate(settings))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from polyshot.errors import DataError
 from polyshot.meta.episodes.base import Episodes, Share, Split, choose, everything
+from polyshot.meta.episodes.distortion import NUMBERS, distorted
 from polyshot.meta.episodes.members import Members
 from polyshot.meta.objectives import CrossEntropy
 from polyshot.study.meta import ClassEpisodes
@@ -34,7 +35,8 @@ class Classes:
         """Inputs [R, ...], as bytes (0 to 255, which become 0 to 1) or real numbers, and the class of each row.
 
         Raises:
-            DataError: when a split has fewer classes than ways, or a class fewer rows than a task asks of it.
+            DataError: when a split has fewer classes than ways, or a class fewer rows than a task asks of it; for
+                inputs that are no pictures, when these are to be turned or distorted.
         """
         names, owners = np.unique(labels, return_inverse=True)
         self._inputs = inputs
@@ -47,6 +49,10 @@ class Classes:
         self._ways = dict.fromkeys(self.splits, settings.ways) | {"train": settings.train_ways or settings.ways}
         self._query = {"train": settings.query, "validation": settings.test_query, "test": settings.test_query}
         self._turned = _turned_places(self.shape) if settings.rotations else None
+        if settings.distort is not None and len(self.shape) != 3:
+            raise DataError(
+                f"meta.episodes.distort: only pictures can be distorted, got inputs of {list(self.shape)}; leave it out"
+            )
         self._check(names)
 
     def sample(self, split: Split, tasks: int, generator: torch.Generator, share: Share = everything) -> Episodes:
@@ -62,6 +68,9 @@ class Classes:
             inputs = _turned(inputs, share((chosen % turns).view(tasks, ways)), self._turned)
         if self.is_bytes:
             inputs = inputs.float() / 255
+        if self._settings.distort is not None and split == "train":
+            numbers = 2 * torch.rand(tasks, ways, shots + query, NUMBERS, generator=generator) - 1
+            inputs = distorted(inputs, share(numbers), self._settings.distort)
         labels = torch.arange(ways).expand(len(inputs), ways)
         return Episodes(
             inputs[:, :, :shots].flatten(1, 2),

@@ -37,6 +37,16 @@ class GroupEpisodes(Section):
     query: int = Field(15, ge=1, description="Rows of a group that adaptation is trained to serve.")
 
 
+class Distortion(Section):
+    """How far each picture of a training task is distorted at the most; how far it is, is drawn uniformly."""
+
+    degrees: float = Field(0.0, ge=0, le=180, description="Turned to either side.")
+    stretch: float = Field(
+        0.0, ge=0, lt=1, description="Made larger or smaller in each direction, and slanted, as a fraction of its size."
+    )
+    shift: float = Field(0.0, ge=0, allow_inf_nan=False, description="Shifted in each direction, in pixels.")
+
+
 class ClassEpisodes(Section):
     """Few-shot classification: each task is to tell some classes apart, which are of one split only."""
 
@@ -57,6 +67,7 @@ class ClassEpisodes(Section):
     query: int = Field(1, ge=1, description="Rows of each class that adaptation is trained to serve.")
     test_query: int = Field(1, ge=1, description="Rows of each class that validation and test tasks are judged by.")
     rotations: bool = Field(False, description="Images turned by 90, 180 and 270 degrees are classes of their own.")
+    distort: Distortion | None = Field(None, description="Distort the pictures of training tasks at random.")
     validation: float | int = Field(0.15, gt=0, description="Classes kept for validation: a fraction, or their number.")
     test: float | int = Field(0.2, gt=0, description="Classes kept for the final test: a fraction, or their number.")
     seed: int = Field(0, ge=0, description="Seed of the split of classes.")
