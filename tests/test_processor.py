@@ -10,14 +10,12 @@ import pytest
 
 PAGES = """
 import resource
-import sys
 
 import torch
 
 from polyshot.training.processor import keep_freed_memory
 
-if sys.argv[1] == "kept":
-    keep_freed_memory()
+keep_freed_memory()
 
 
 def faults():
@@ -32,8 +30,6 @@ print(sum([faults() for _ in range(12)][6:]) / 6)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such settings")
 def test_freed_memory_is_kept_for_the_next_batch() -> None:
-    kept, given_back = (
-        float(subprocess.run([sys.executable, "-c", PAGES, how], check=True, capture_output=True, text=True).stdout)
-        for how in ("kept", "given back")
-    )
-    assert kept < 1000 < 10_000 < given_back
+    """Without, these are 38,000 pages in most processes, and none where something small lies on top of the heap."""
+    ran = subprocess.run([sys.executable, "-c", PAGES], check=True, capture_output=True, text=True)
+    assert float(ran.stdout) < 1000
