@@ -46,7 +46,7 @@ class _Outputs(torch.autograd.Function):
         columns = _columns(images, kernel, *places) if columns is None else columns
         ctx.frame = kernel, places
         ctx.save_for_backward(images, columns, factors)
-        return _products(columns, factors)
+        return products(columns, factors)
 
     @staticmethod
     def backward(ctx: Any, outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -94,7 +94,7 @@ class _Factors(torch.autograd.Function):
     ) -> Tensor:
         ctx.frame = kernel, places
         ctx.save_for_backward(outputs, images, columns)
-        return _products(outputs.mT, columns.mT)
+        return products(outputs.mT, columns.mT)
 
     @staticmethod
     def backward(ctx: Any, factors: Tensor) -> tuple[Tensor | None, ...]:
@@ -116,7 +116,7 @@ _SHORT = 16  # the rows of a result below which MKL is several times faster at i
 
 
 @torch.library.custom_op("polyshot::products", mutates_args=())
-def _products(left: Tensor, right: Tensor) -> Tensor:
+def products(left: Tensor, right: Tensor) -> Tensor:
     """[T, R, K], [T, C, K] → [T, R, C]."""
     sides = (*left.shape[1:], right.shape[1])
     if left.device.type == "cpu" and left.dtype == torch.float32 and _ONEDNN and min(sides) >= _LONG:
@@ -128,7 +128,7 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left, right.mT)
 
 
-@_products.register_fake
+@products.register_fake
 def _(left: Tensor, right: Tensor) -> Tensor:
     return left.new_empty(len(left), left.shape[1], right.shape[1])
 

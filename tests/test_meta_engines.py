@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_meta import convolutions, learner, mlp, pictures, start, waves
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from polyshot.errors import StudyError
 from polyshot.meta.engines import Engine, build_engine
@@ -191,6 +191,27 @@ def test_what_is_recorded_for_the_compiler_holds_for_other_weights_and_rows(
     others = replace(rows, support=1.1 * rows.support + 0.1, query=0.9 * rows.query - 0.1)
     found = recorded(1.1 * flat, torch.tensor(0.3, dtype=torch.float64), *others.parts())
     for one, same in zip(found, vectorised.gradient(1.1 * flat, others, 0.3, 1), strict=True):
+        torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-12)
+
+
+def test_no_product_with_many_short_rows_is_recorded() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh())
+    made = learner("maml", FewShotNetwork(body, nn.Linear(20, 1)).double())
+    flat, episodes, vectorised = start(made)[1], waves(), engine(made, "vectorised")
+    recorded = vectorised.recorded(flat, torch.tensor(0.0, dtype=torch.float64), *episodes.parts())
+    shapes = []
+
+    class Shapes(fx.Interpreter):
+        def call_function(self, target, args, kwargs):
+            found = super().call_function(target, args, kwargs)
+            if target is torch.ops.aten.bmm.default:
+                shapes.append(tuple(found.shape))
+            return found
+
+    found = Shapes(recorded).run(flat, torch.tensor(0.0, dtype=torch.float64), *episodes.parts())
+    assert {(3, 5, 20), (3, 20, 20)} < set(shapes) and (3, 20, 5) not in shapes and (3, 20, 2) not in shapes
+    for one, same in zip(found, vectorised.gradient(flat, episodes, 0.0, 1), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-12)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from polyshot.meta.engines.flat import FlatLayout
 from polyshot.meta.episodes.base import Episodes
@@ -19,14 +19,36 @@ from polyshot.meta.learners.gradient import GradientLearner
 
 # A compilation takes half a minute (MLP) to two minutes (CNN), and saves a third (CNN) or more of what comes after it.
 _REPAYS_SECONDS = 240.0
+_SHORT = 16  # numbers of a row
 _TIMED = 10  # calls before it is known how long one takes
-# Inductor's reordering to channels last costs grouped convolutions what they gain.
+# Inductor's reordering to channels last costs grouped convolutions what they gain. Called from C++, what it makes of a
+# processor's small operations is a twentieth faster.
 _COMPILER_OPTIONS: dict[str, Any] = {"layout_optimization": False}
+_ON_PROCESSORS: dict[str, Any] = {"cpp_wrapper": True}
 _Shapes = tuple[torch.Size | None, ...]  # of the parts of a meta-batch
 
 
 class _NotRecordedError(Exception):
     """The operations depend on the values of tensors, or leave torch."""
+
+
+def _turn_products(recorded: fx.GraphModule) -> None:
+    """Ask for the transpose of each product whose rows are short and many: MKL makes it up to six times faster."""
+    bmm, turn = torch.ops.aten.bmm.default, torch.ops.aten.transpose.int
+    for node in list(recorded.graph.find_nodes(op="call_function", target=bmm)):
+        _, rows, columns = node.meta["val"].shape
+        if columns < _SHORT <= rows:
+            with recorded.graph.inserting_after(node):
+                turned = recorded.graph.call_function(turn, (node, 1, 2))
+            with recorded.graph.inserting_after(turned):  # what comes after may rely on where its numbers lie
+                same = recorded.graph.call_function(
+                    torch.ops.aten.clone.default, (turned,), {"memory_format": torch.contiguous_format}
+                )
+            node.replace_all_uses_with(same, delete_user_cb=lambda user, turned=turned: user is not turned)
+            with recorded.graph.inserting_before(node):
+                left, right = (recorded.graph.call_function(turn, (factor, 1, 2)) for factor in node.args)
+            node.args = right, left
+    recorded.recompile()
 
 
 class VectorisedEngine:
@@ -93,15 +115,18 @@ class VectorisedEngine:
         """
         from torch.fx.experimental.proxy_tensor import make_fx
 
-        return make_fx(self._by_autograd, tracing_mode="fake")(*example)
+        recorded = make_fx(self._by_autograd, tracing_mode="fake")(*example)
+        _turn_products(recorded)
+        return recorded
 
-    def _compile(self, *example: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _compile(self, flat: Tensor, *rest: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:
         """
         Raises:
             _NotRecordedError: for a network that looks at the values of tensors.
         """
         try:
-            recorded = self.recorded(*example)
+            recorded = self.recorded(flat, *rest)
         except RuntimeError as error:
             raise _NotRecordedError(str(error)) from error
-        return torch.compile(recorded, fullgraph=True, dynamic=False, options=_COMPILER_OPTIONS)
+        options = _COMPILER_OPTIONS | (_ON_PROCESSORS if flat.device.type == "cpu" else {})
+        return torch.compile(recorded, fullgraph=True, dynamic=False, options=options)
