@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -163,6 +164,26 @@ def test_a_meta_training_goes_on_on_a_machine_with_an_empty_disk(bucket):
     pd.testing.assert_frame_equal(resumed.table, undisturbed.table)
     bucket.on("three")
     assert find_learner("waves", bucket.storage) == study.storage_folder / "meta-2" / "learner"
+
+
+def test_a_folder_can_be_looked_into_while_another_verb_tries_the_store(bucket: Bucket) -> None:
+    """It writes an object and removes it, and a folder with nothing else in it comes and goes with that."""
+    folder = bucket.on("one") / "houses"
+    over = threading.Event()
+
+    def check() -> None:
+        while not over.is_set():
+            working_copy.check(folder)
+
+    other = threading.Thread(target=check)
+    other.start()
+    try:
+        seen = [working_copy.names(folder) for _ in range(150)]
+    finally:
+        over.set()
+        other.join()
+    probe = {f".polyshot-{os.getpid()}"}
+    assert set() in seen and probe in seen and set().union(*seen) == probe
 
 
 # --- a store that is away --------------------------------------------------------------------------------------------

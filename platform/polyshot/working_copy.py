@@ -97,7 +97,9 @@ def names(folder: Path) -> set[str]:
 
     def listed() -> list[str]:
         system, remote = _object(folder)
-        return system.ls(remote, detail=False) if system.isdir(remote) else []
+        with suppress(FileNotFoundError):  # a folder is there as long as something is in it
+            return system.ls(remote, detail=False)
+        return []
 
     return own | {name.rstrip("/").rpartition("/")[2] for name in _asked(folder, listed)}
 
