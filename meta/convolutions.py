@@ -112,7 +112,7 @@ class _Factors(torch.autograd.Function):
 # Each is one operation to the compiler, which makes them several times slower together with what is around them.
 
 _LONG = 48  # the shortest side of a product from which one task at a time repays the calls
-_SHORT = 16  # the rows of a result below which MKL is several times faster at its transpose
+SHORT = 16  # the rows of a result below which MKL is up to six times faster at its transpose
 
 
 @torch.library.custom_op("polyshot::products", mutates_args=())
@@ -123,7 +123,7 @@ def products(left: Tensor, right: Tensor) -> Tensor:
         if right.stride(0) == 0:  # the same for all tasks
             return _onednn(left.flatten(0, 1), right[0]).unflatten(0, left.shape[:2])
         return torch.stack([_onednn(*pair) for pair in zip(left, right, strict=True)])
-    if right.shape[1] < _SHORT:
+    if right.shape[1] < SHORT:
         return torch.bmm(right, left.mT).mT.contiguous()
     return torch.bmm(left, right.mT)
 
@@ -171,11 +171,7 @@ def _images(
     tasks, rows, *size, channels = shape
     places = stride, padding, dilation
     extents = _extents(size, kernel, places)
-    reached = [
-        (count - 1) * step - 2 * edge + apart * (taps - 1) + 1
-        for count, taps, step, edge, apart in zip(extents, kernel, *places, strict=True)
-    ]
-    left = [pixels - end for pixels, end in zip(size, reached, strict=True)]
+    left = [room % step for room, step in zip(_room(size, kernel, places), stride, strict=True)]
     weights = factors.unflatten(2, (*kernel, channels)).permute(0, 1, 4, 2, 3)
     outputs = outputs.unflatten(1, (rows, *extents))  # [T, N, H', W', O]
     if factors.stride(0) == 0:  # the same for all tasks, whose rows are one batch
@@ -208,7 +204,12 @@ def _taps(size: list[int], kernel: list[int], places: Places) -> Iterator[tuple[
 
 def _extents(size: list[int], kernel: list[int], places: Places) -> list[int]:
     """[H', W']."""
+    return [room // step + 1 for room, step in zip(_room(size, kernel, places), places[0], strict=True)]
+
+
+def _room(size: list[int], kernel: list[int], places: Places) -> list[int]:
+    """By how many pixels the kernel can be moved down and across."""
     return [
-        (extent + 2 * edge - apart * (taps - 1) - 1) // step + 1
-        for extent, taps, step, edge, apart in zip(size, kernel, *places, strict=True)
+        extent + 2 * edge - apart * (taps - 1) - 1
+        for extent, taps, edge, apart in zip(size, kernel, *places[1:], strict=True)
     ]

@@ -178,7 +178,7 @@ def _places(module: nn.Conv2d) -> Places:
 def _convolution(images: Tensor, weight: Tensor, bias: Tensor | None, places: Places) -> Tensor:
     """[T, N, in, H, W] → [T, N, out, H', W'], with one weight for all tasks or one for each."""
     tasks = len(images)
-    weight = weight.contiguous()  # a kernel with its channels innermost would have the images laid out so as well
+    weight = weight.contiguous()  # kernels with their channels innermost would have the images laid out so as well
     if weight.shape[-3:].numel() <= _FEW_INPUTS and not isinstance(places[1], str):
         return _by_columns(images, weight, bias, places)
     if weight.dim() == 4:  # the tasks' rows are one batch

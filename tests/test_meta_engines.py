@@ -150,6 +150,24 @@ def test_networks_that_are_no_chain_of_known_layers_have_the_same_gradient(
     assert_same_gradient(made, waves())
 
 
+class Viewed(nn.Module):
+    """A network of a user's that relies on where the numbers of its layers lie."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.tanh(self.outer(torch.tanh(self.inner(rows)))).view(len(rows), -1)
+
+
+def test_convolutions_of_networks_of_a_users_lie_as_torch_has_them() -> None:
+    torch.manual_seed(0)
+    made = learner("maml", FewShotNetwork(Viewed(), nn.Linear(4 * 8 * 8, 3)).double())
+    assert made.forward_pass.way == "vmap"
+    assert_same_gradient(made, pictures())
+
+
 def test_auto_leaves_what_it_cannot_vectorise_to_learn2learn_and_says_so() -> None:
     notes: list[str] = []
     network = FewShotNetwork(Residual(normalise=True), nn.Linear(6, 1)).double()

@@ -28,23 +28,9 @@ class FlatLayout:
 
     def join(self, weights: Weights) -> Tensor:
         """The weights as a vector [P]."""
-        return torch.cat([_inner(weights[name]).flatten() for name in self.names])
+        return torch.cat([weights[name].flatten() for name in self.names])
 
     def split(self, flat: Tensor) -> Weights:
         """The weights as views of the vector [P]."""
         parts = flat.split([shape.numel() for shape in self.shapes])
-        return {name: _view(part, shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
-
-
-# The weights of convolutions lie there with their channels innermost, as these want them (`meta.convolutions`).
-
-
-def _inner(weight: Tensor) -> Tensor:
-    return weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight
-
-
-def _view(part: Tensor, shape: torch.Size) -> Tensor:
-    if len(shape) != 4:
-        return part.view(shape)
-    out, channels, height, width = shape
-    return part.view(out, height, width, channels).permute(0, 3, 1, 2)
+        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
+from polyshot.meta.convolutions import SHORT
 from polyshot.meta.engines.flat import FlatLayout
 from polyshot.meta.episodes.base import Episodes
 from polyshot.meta.learners.base import Learner, by_autograd
@@ -19,7 +20,6 @@ from polyshot.meta.learners.gradient import GradientLearner
 
 # A compilation takes half a minute (MLP) to two minutes (CNN), and saves a third (CNN) or more of what comes after it.
 _REPAYS_SECONDS = 240.0
-_SHORT = 16  # numbers of a row
 _TIMED = 10  # calls before it is known how long one takes
 # Inductor's reordering to channels last costs grouped convolutions what they gain. Called from C++, what it makes of a
 # processor's small operations is a twentieth faster.
@@ -32,22 +32,26 @@ class _NotRecordedError(Exception):
     """The operations depend on the values of tensors, or leave torch."""
 
 
+def _channels_innermost(weight: Tensor) -> Tensor:
+    """The kernels of a convolution as `meta.convolutions` wants them, once for all tasks and steps."""
+    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
+
+
 def _turn_products(recorded: fx.GraphModule) -> None:
-    """Ask for the transpose of each product whose rows are short and many: MKL makes it up to six times faster."""
-    bmm, turn = torch.ops.aten.bmm.default, torch.ops.aten.transpose.int
-    for node in list(recorded.graph.find_nodes(op="call_function", target=bmm)):
+    """Ask for the transpose of each product whose rows are short and many."""
+    graph, bmm, turn = recorded.graph, torch.ops.aten.bmm.default, torch.ops.aten.transpose.int
+    for node in list(graph.find_nodes(op="call_function", target=bmm)):
         _, rows, columns = node.meta["val"].shape
-        if columns < _SHORT <= rows:
-            with recorded.graph.inserting_after(node):
-                turned = recorded.graph.call_function(turn, (node, 1, 2))
-            with recorded.graph.inserting_after(turned):  # what comes after may rely on where its numbers lie
-                same = recorded.graph.call_function(
+        if columns < SHORT <= rows:
+            with graph.inserting_before(node):
+                left, right = (graph.call_function(turn, (factor, 1, 2)) for factor in node.args)
+                turned = graph.call_function(turn, (graph.call_function(bmm, (right, left)), 1, 2))
+                # What comes after may rely on where its numbers lie.
+                same = graph.call_function(
                     torch.ops.aten.clone.default, (turned,), {"memory_format": torch.contiguous_format}
                 )
-            node.replace_all_uses_with(same, delete_user_cb=lambda user, turned=turned: user is not turned)
-            with recorded.graph.inserting_before(node):
-                left, right = (recorded.graph.call_function(turn, (factor, 1, 2)) for factor in node.args)
-            node.args = right, left
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
     recorded.recompile()
 
 
@@ -100,7 +104,10 @@ class VectorisedEngine:
     def _by_autograd(self, flat: Tensor, progress: Tensor, *parts: Tensor | None) -> tuple[Tensor, Tensor]:
         flat = flat.detach().requires_grad_()
         episodes = Episodes(*parts)  # type: ignore[arg-type]
-        loss = self._learner.loss(self._layout.split(flat), episodes, progress, self._differentiate)
+        weights = self._layout.split(flat)
+        if self._learner.forward_pass.way == "stacked":  # networks that are called as they are may rely on the layout
+            weights = {name: _channels_innermost(value) for name, value in weights.items()}
+        loss = self._learner.loss(weights, episodes, progress, self._differentiate)
         (gradient,) = torch.autograd.grad(loss, flat)
         return loss.detach(), gradient
 
