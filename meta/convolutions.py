@@ -8,8 +8,6 @@ nothing of networks.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -146,8 +144,12 @@ def _columns(images: Tensor, kernel: list[int], stride: list[int], padding: list
     """[T, N, H, W, C] → [T, R, K]."""
     high, wide = padding
     padded = F.pad(images, (0, 0, wide, wide, high, high))
-    taps = _taps(list(images.shape[2:4]), kernel, (stride, padding, dilation))
-    return torch.stack([padded[:, :, down, across] for down, across in taps], 4).flatten(4).flatten(1, 3)
+    tasks, rows, *size, channels = images.shape
+    extents = _extents(size, kernel, (stride, padding, dilation))
+    task, row, down, across, channel = padded.stride()
+    strides = down * stride[0], across * stride[1], down * dilation[0], across * dilation[1]
+    patches = padded.as_strided((tasks, rows, *extents, *kernel, channels), (task, row, *strides, channel))
+    return patches.clone(memory_format=torch.contiguous_format).flatten(4).flatten(1, 3)
 
 
 @_columns.register_fake
@@ -187,19 +189,6 @@ def _images(
 @_images.register_fake
 def _(outputs: Tensor, _: Tensor, shape: list[int], *__: list[int]) -> Tensor:
     return outputs.new_empty(shape)
-
-
-def _taps(size: list[int], kernel: list[int], places: Places) -> Iterator[tuple[slice, slice]]:
-    """For each place of the kernel, the rows and columns of a padded image that it comes to lie on."""
-    steps, _, spread = places
-    extents = _extents(size, kernel, places)
-    for offsets in itertools.product(*map(range, kernel)):
-        starts = [offset * apart for offset, apart in zip(offsets, spread, strict=True)]
-        down, across = (
-            slice(start, start + (extent - 1) * step + 1, step)
-            for start, extent, step in zip(starts, extents, steps, strict=True)
-        )
-        yield down, across
 
 
 def _extents(size: list[int], kernel: list[int], places: Places) -> list[int]:

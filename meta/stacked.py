@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -223,10 +223,9 @@ class _BatchNorm:
         weight, bias, mean, variance = (self._of_channels(weights, name, tasks) for name in names)
         assert weight is not None and bias is not None
         if mean is None and inputs.dim() == 5 and inputs.stride(2) == 1:  # channels innermost: folding would copy
-            over, shape = (1, 3, 4), (tasks, 1, -1, 1, 1)
-            centred = inputs - inputs.mean(over, keepdim=True)
-            scale = torch.rsqrt(centred.square().mean(over, keepdim=True) + self.epsilon) * weight.view(shape)
-            return torch.addcmul(bias.view(shape), centred, scale)
+            shape = tasks, 1, -1, 1, 1
+            normalised, _ = _Normalised.apply(inputs, self.epsilon)
+            return torch.addcmul(bias.view(shape), normalised, weight.view(shape))
         folded = _fold(inputs)
         normalised = F.batch_norm(folded, mean, variance, weight, bias, training=mean is None, eps=self.epsilon)
         return _unfold(normalised, tasks)
@@ -244,6 +243,33 @@ class _BatchNorm:
         if value is None:
             return None
         return value.repeat(tasks) if value.dim() == 1 else value.flatten()
+
+
+class _Normalised(torch.autograd.Function):
+    """[T, N, C, H, W] → what is normalised by each task's and channel's mean and deviation, and one over the latter.
+
+    What autograd makes of the formula goes over the rows twice as often, since it does not know that deviations from a
+    mean have no mean. Closed under differentiation: what the derivative is made of is differentiated in the same way.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        centred = inputs - _mean(inputs)
+        scale = torch.rsqrt(_mean(centred.square()) + epsilon)
+        normalised = centred * scale
+        ctx.save_for_backward(normalised, scale)
+        return normalised, scale
+
+    @staticmethod
+    def backward(ctx: Any, of_normalised: Tensor, of_scale: Tensor) -> tuple[Tensor, None]:
+        normalised, scale = ctx.saved_tensors
+        along = _mean(of_normalised * normalised) + of_scale * scale * (scale.numel() / normalised.numel())
+        return scale * (of_normalised - _mean(of_normalised) - normalised * along), None
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """[T, N, C, H, W] → [T, 1, C, 1, 1]."""
+    return rows.mean((1, 3, 4), keepdim=True)
 
 
 def _layer_norm(inputs: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
