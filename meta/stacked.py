@@ -55,13 +55,9 @@ class StackedForward:
         return found
 
 
-def stacked_forward(network: nn.Module, prefix: str = "", *, is_derived_twice: bool = False) -> StackedForward:
-    """The forward pass of `network`, whose parameters are named with `prefix` in the weights.
-
-    Args:
-        is_derived_twice: whether its second derivatives are asked for, which are fast by other ways than the first.
-    """
-    layers = list(_layers(network, prefix, is_derived_twice))
+def stacked_forward(network: nn.Module, prefix: str = "") -> StackedForward:
+    """The forward pass of `network`, whose parameters are named with `prefix` in the weights."""
+    layers = list(_layers(network, prefix))
     known = [layer for layer in layers if layer is not None]
     if len(known) == len(layers):
         return StackedForward(_chain(known), "stacked", tuple(known))
@@ -89,18 +85,18 @@ def _chain(layers: list[Layer]) -> Layer:
 # --- layers that are known -------------------------------------------------------------------------------------------
 
 
-def _layers(module: nn.Module, prefix: str, is_derived_twice: bool) -> Iterator[Layer | None]:
+def _layers(module: nn.Module, prefix: str) -> Iterator[Layer | None]:
     """The module's layers in order; None for one that is not known."""
     if type(module) is MLPEncoder:
-        yield from _layers(module.blocks, f"{prefix}blocks.", is_derived_twice)
+        yield from _layers(module.blocks, f"{prefix}blocks.")
     elif type(module) is nn.Sequential:
         for name, child in module.named_children():
-            yield from _layers(child, f"{prefix}{name}.", is_derived_twice)
+            yield from _layers(child, f"{prefix}{name}.")
     else:
-        yield _layer(module, prefix, is_derived_twice)
+        yield _layer(module, prefix)
 
 
-def _layer(module: nn.Module, prefix: str, is_derived_twice: bool) -> Layer | None:
+def _layer(module: nn.Module, prefix: str) -> Layer | None:
     weight, bias = f"{prefix}weight", f"{prefix}bias"
     match module:
         case LinearWithInsert() | ConvolutionWithInsert():
@@ -109,7 +105,7 @@ def _layer(module: nn.Module, prefix: str, is_derived_twice: bool) -> Layer | No
             return lambda weights, inputs: _linear(inputs, weights[weight], weights.get(bias))
         case nn.Conv2d(groups=1, padding_mode="zeros"):
             is_strided = max(module.stride) > 1 and not isinstance(module.padding, str)
-            return _Convolution(prefix, _places(module), by_products=is_derived_twice and is_strided)
+            return _Convolution(prefix, _places(module), by_products=is_strided)
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             return _BatchNorm(prefix, module.eps)
         case nn.LayerNorm(normalized_shape=(_,), elementwise_affine=True):

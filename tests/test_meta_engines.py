@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,25 +213,36 @@ def test_what_is_recorded_for_the_compiler_holds_for_other_weights_and_rows(
         torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-12)
 
 
-def test_no_product_with_many_short_rows_is_recorded() -> None:
-    torch.manual_seed(0)
-    body = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh())
-    made = learner("maml", FewShotNetwork(body, nn.Linear(20, 1)).double())
-    flat, episodes, vectorised = start(made)[1], waves(), engine(made, "vectorised")
-    recorded = vectorised.recorded(flat, torch.tensor(0.0, dtype=torch.float64), *episodes.parts())
-    shapes = []
+def recorded_shapes(made: Learner, episodes: Episodes, operation: Callable[..., Tensor]) -> list[tuple[int, ...]]:
+    """Of the results of an operation in what is recorded, which is held to what autograd gives."""
+    flat, vectorised, shapes = start(made)[1], engine(made, "vectorised"), []
 
     class Shapes(fx.Interpreter):
         def call_function(self, target, args, kwargs):
             found = super().call_function(target, args, kwargs)
-            if target is torch.ops.aten.bmm.default:
+            if target is operation:
                 shapes.append(tuple(found.shape))
             return found
 
-    found = Shapes(recorded).run(flat, torch.tensor(0.0, dtype=torch.float64), *episodes.parts())
-    assert {(3, 5, 20), (3, 20, 20)} < set(shapes) and (3, 20, 5) not in shapes and (3, 20, 2) not in shapes
+    arguments = flat, torch.tensor(0.0, dtype=torch.float64), *episodes.parts()
+    found = Shapes(vectorised.recorded(*arguments)).run(*arguments)
     for one, same in zip(found, vectorised.gradient(flat, episodes, 0.0, 1), strict=True):
         torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-12)
+    return shapes
+
+
+def test_no_product_with_many_short_rows_is_recorded() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(2, 20), nn.Tanh(), nn.Linear(20, 20), nn.Tanh())
+    made = learner("maml", FewShotNetwork(body, nn.Linear(20, 1)).double())
+    shapes = recorded_shapes(made, waves(), torch.ops.aten.bmm.default)
+    assert {(3, 5, 20), (3, 20, 20)} < set(shapes) and (3, 20, 5) not in shapes and (3, 20, 2) not in shapes
+
+
+@pytest.mark.parametrize(("kind", "merged"), [("first_order_maml", 1), ("maml", 2)])
+def test_what_is_only_added_up_over_tasks_is_recorded_as_one_product(kind: str, merged: int) -> None:
+    shapes = recorded_shapes(learner(kind, convolutions("stride")), pictures(), torch.ops.polyshot.products.default)
+    assert shapes.count((1, 4, 36)) == merged and shapes.count((3, 4, 36)) > 0
 
 
 class LooksAtValues(MAML):

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from polyshot.meta.convolutions import SHORT
 from polyshot.meta.engines.flat import FlatLayout
+from polyshot.meta.engines.products import rewrite_products
 from polyshot.meta.episodes.base import Episodes
 from polyshot.meta.learners.base import Learner, by_autograd
 from polyshot.meta.learners.gradient import GradientLearner
@@ -35,24 +35,6 @@ class _NotRecordedError(Exception):
 def _channels_innermost(weight: Tensor) -> Tensor:
     """The kernels of a convolution as `meta.convolutions` wants them, once for all tasks and steps."""
     return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
-
-
-def _turn_products(recorded: fx.GraphModule) -> None:
-    """Ask for the transpose of each product whose rows are short and many."""
-    graph, bmm, turn = recorded.graph, torch.ops.aten.bmm.default, torch.ops.aten.transpose.int
-    for node in list(graph.find_nodes(op="call_function", target=bmm)):
-        _, rows, columns = node.meta["val"].shape
-        if columns < SHORT <= rows:
-            with graph.inserting_before(node):
-                left, right = (graph.call_function(turn, (factor, 1, 2)) for factor in node.args)
-                turned = graph.call_function(turn, (graph.call_function(bmm, (right, left)), 1, 2))
-                # What comes after may rely on where its numbers lie.
-                same = graph.call_function(
-                    torch.ops.aten.clone.default, (turned,), {"memory_format": torch.contiguous_format}
-                )
-            node.replace_all_uses_with(same)
-            graph.erase_node(node)
-    recorded.recompile()
 
 
 class VectorisedEngine:
@@ -123,7 +105,7 @@ class VectorisedEngine:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         recorded = make_fx(self._by_autograd, tracing_mode="fake")(*example)
-        _turn_products(recorded)
+        rewrite_products(recorded)
         return recorded
 
     def _compile(self, flat: Tensor, *rest: Tensor | None) -> Callable[..., tuple[Tensor, Tensor]]:

@@ -59,7 +59,7 @@ class GradientLearner(Learner):
         self.rate = rate
         self.steps = steps
         self._names = [name for name, _ in network.named_parameters()]
-        self._body = stacked_forward(network.body, "body.", is_derived_twice=not (self.first_order or self.head_only))
+        self._body = stacked_forward(network.body, "body.")
         self._head = stacked_forward(network.head, "head.")
 
     def weights(self) -> Weights:
