@@ -52,22 +52,23 @@ def _turned(product: fx.Node) -> fx.Node | None:
 
 def _summed(total: fx.Node) -> fx.Node | None:
     """A sum over tasks, a meta-weight's gradient, with the products in it as one each of all tasks' rows."""
-    return _over_tasks(total.args[0]) if total.args[1:] == ([0], True) else None
+    is_over_tasks = total.args[1:] == ([0], True) and not total.kwargs
+    return _over_tasks(total.args[0]) if is_over_tasks else None
 
 
 def _over_tasks(node: Any) -> fx.Node:
     """[T, ...] → [1, ...]."""
-    match node.target, node.args, len(node.users):
-        case _aten.add.Tensor, (fx.Node() as left, fx.Node() as right), 1 if _shape(left) == _shape(right):
-            return _call(_aten.add.Tensor, _over_tasks(left), _over_tasks(right))
-        case _aten.permute.default, (rows, [0, *_] as axes), 1:
-            return _call(_aten.permute.default, _over_tasks(rows), axes)
-        case _aten.view.default, (rows, [tasks, *shape]), 1 if tasks == _shape(rows)[0]:
-            return _call(_aten.reshape.default, _over_tasks(rows), [1, *shape])
-        case _polyshot.products.default, (left, right), 1:
-            return _call(_polyshot.products.default, _side_by_side(left), _side_by_side(right))
-        case _:
-            return _call(_aten.sum.dim_IntList, node, [0], True)
+    if len(node.users) == 1 and not node.kwargs:
+        match node.target, node.args:
+            case _aten.add.Tensor, (fx.Node() as left, fx.Node() as right) if _shape(left) == _shape(right):
+                return _call(_aten.add.Tensor, _over_tasks(left), _over_tasks(right))
+            case _aten.permute.default, (rows, [0, *_] as axes):
+                return _call(_aten.permute.default, _over_tasks(rows), axes)
+            case _aten.view.default, (rows, [tasks, *shape]) if tasks == _shape(rows)[0]:
+                return _call(_aten.reshape.default, _over_tasks(rows), [1, *shape])
+            case _polyshot.products.default, (left, right):
+                return _call(_polyshot.products.default, _side_by_side(left), _side_by_side(right))
+    return _call(_aten.sum.dim_IntList, node, [0], True)
 
 
 def _side_by_side(factor: fx.Node) -> fx.Node:
