@@ -25,7 +25,7 @@ def convolution_by_products(images: Tensor, weight: Tensor, bias: Tensor | None,
     outputs = _Outputs.apply(images.permute(0, 1, 3, 4, 2), None, factors, kernel, places)
     if bias is not None:
         outputs = outputs + bias.unsqueeze(1)
-    extents = _extents(list(images.shape[3:]), kernel, places)
+    extents = output_size(list(images.shape[3:]), kernel, places)
     return outputs.unflatten(1, (images.shape[1], *extents)).permute(0, 1, 4, 2, 3)
 
 
@@ -145,7 +145,7 @@ def _columns(images: Tensor, kernel: list[int], stride: list[int], padding: list
     high, wide = padding
     padded = F.pad(images, (0, 0, wide, wide, high, high))
     tasks, rows, *size, channels = images.shape
-    extents = _extents(size, kernel, (stride, padding, dilation))
+    extents = output_size(size, kernel, (stride, padding, dilation))
     task, row, down, across, channel = padded.stride()
     strides = down * stride[0], across * stride[1], down * dilation[0], across * dilation[1]
     patches = padded.as_strided((tasks, rows, *extents, *kernel, channels), (task, row, *strides, channel))
@@ -155,7 +155,7 @@ def _columns(images: Tensor, kernel: list[int], stride: list[int], padding: list
 @_columns.register_fake
 def _(images: Tensor, kernel: list[int], stride: list[int], padding: list[int], dilation: list[int]) -> Tensor:
     tasks, rows, *size, channels = images.shape
-    down, across = _extents(size, kernel, (stride, padding, dilation))
+    down, across = output_size(size, kernel, (stride, padding, dilation))
     return images.new_empty(tasks, rows * down * across, kernel[0] * kernel[1] * channels)
 
 
@@ -172,7 +172,7 @@ def _images(
     """[T, R, O], [T, O, K] → [T, N, H, W, C]."""
     tasks, rows, *size, channels = shape
     places = stride, padding, dilation
-    extents = _extents(size, kernel, places)
+    extents = output_size(size, kernel, places)
     left = [room % step for room, step in zip(_room(size, kernel, places), stride, strict=True)]
     weights = factors.unflatten(2, (*kernel, channels)).permute(0, 1, 4, 2, 3)
     outputs = outputs.unflatten(1, (rows, *extents))  # [T, N, H', W', O]
@@ -191,7 +191,7 @@ def _(outputs: Tensor, _: Tensor, shape: list[int], *__: list[int]) -> Tensor:
     return outputs.new_empty(shape)
 
 
-def _extents(size: list[int], kernel: list[int], places: Places) -> list[int]:
+def output_size(size: list[int], kernel: list[int], places: Places) -> list[int]:
     """[H', W']."""
     return [room // step + 1 for room, step in zip(_room(size, kernel, places), places[0], strict=True)]
 

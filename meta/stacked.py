@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from polyshot.meta.convolutions import Places, convolution_by_products
+from polyshot.meta.convolutions import Places, convolution_by_products, output_size
 from polyshot.meta.inserts import FACTORS, ConvolutionWithInsert, LinearWithInsert
 from polyshot.models.encoders.mlp import MLPEncoder
 
@@ -44,6 +44,11 @@ class StackedForward:
     def norms(self) -> list[str]:
         """The prefixes of the names of the batch normalisations in a chain of known layers."""
         return [layer.prefix for layer in self.layers if isinstance(layer, _BatchNorm)]
+
+    @property
+    def by_products(self) -> bool:
+        """Whether convolutions in such a chain want their channels innermost (`meta.convolutions`)."""
+        return any(isinstance(layer, _Convolution) and layer.by_products for layer in self.layers)
 
     def statistics(self, weights: Weights, inputs: Tensor) -> Weights:
         """What these normalise by: `running_mean` and `running_var` [T, C] of each, by the names that torch gives."""
@@ -197,8 +202,7 @@ def _by_columns(images: Tensor, weight: Tensor, bias: Tensor | None, places: Pla
     outputs = torch.matmul(weight.flatten(-3), columns.unflatten(0, (-1, len(images))))  # [N, T, out, H'·W']
     if bias is not None:
         outputs = outputs + bias.unsqueeze(-1)
-    height = (images.shape[3] + 2 * padding[0] - dilation[0] * (weight.shape[-2] - 1) - 1) // stride[0] + 1
-    return outputs.unflatten(3, (height, -1)).transpose(0, 1)
+    return outputs.unflatten(3, output_size(list(images.shape[3:]), list(weight.shape[-2:]), places)).transpose(0, 1)
 
 
 def _rows(images: Tensor) -> Tensor:
@@ -244,8 +248,8 @@ class _BatchNorm:
 class _Normalised(torch.autograd.Function):
     """[T, N, C, H, W] → what is normalised by each task's and channel's mean and deviation, and one over the latter.
 
-    What autograd makes of the formula goes over the rows twice as often, since it does not know that deviations from a
-    mean have no mean. Closed under differentiation: what the derivative is made of is differentiated in the same way.
+    What autograd makes of the formula goes over the rows more often, since it does not know that deviations from a mean
+    have no mean. Closed under differentiation: what the derivative is made of is differentiated in the same way.
     """
 
     @staticmethod

@@ -87,7 +87,7 @@ class VectorisedEngine:
         flat = flat.detach().requires_grad_()
         episodes = Episodes(*parts)  # type: ignore[arg-type]
         weights = self._layout.split(flat)
-        if self._learner.forward_pass.way == "stacked":  # networks that are called as they are may rely on the layout
+        if self._learner.forward_pass.by_products:
             weights = {name: _channels_innermost(value) for name, value in weights.items()}
         loss = self._learner.loss(weights, episodes, progress, self._differentiate)
         (gradient,) = torch.autograd.grad(loss, flat)
