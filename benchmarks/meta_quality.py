@@ -168,12 +168,12 @@ PROTONET: dict[str, Any] = {
 STEPS: dict[str, Any] = {"rate": 0.4, "steps": 3, "zero_head": True}
 ANIL: dict[str, Any] = {
     "learner": {"kind": "anil"} | STEPS,
+    "iterations": 5000,
     "tasks_per_batch": 1,
     "learning_rate": 3e-3,
     "compile": "never",
 }
-MAML: dict[str, Any] = ANIL | {"learner": {"kind": "maml"} | STEPS, "learning_rate": 5e-4}
-ANIL_UPDATES, MAML_UPDATES = 5000, 1000
+MAML: dict[str, Any] = ANIL | {"learner": {"kind": "maml"} | STEPS, "iterations": 1000, "learning_rate": 5e-4}
 QUERY = {1: 4, 5: 5}  # rows of a class, by shots
 DISTORT = {"degrees": 8, "stretch": 0.15, "shift": 2}
 
@@ -190,10 +190,7 @@ def omniglot(iterations: int, only: list[str] | None, budget: Budget) -> None:
         if only and f"MAML {shots}" not in only:
             continue
         weights, spent = start, seconds
-        for kind, values in (
-            ("ANIL", ANIL | {"iterations": ANIL_UPDATES}),
-            ("MAML", MAML | {"iterations": MAML_UPDATES}),
-        ):
+        for kind, values in (("ANIL", ANIL), ("MAML", MAML)):
             settings = omniglot_study(f"{kind}-{shots}", values, shots=shots, query=query, train_ways=60)
             if kind == "ANIL":
                 _omniglot_rows("ANIL, untrained", settings, weights, shots, [1, 2, TEST_STEPS], spent)

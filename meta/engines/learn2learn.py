@@ -56,10 +56,11 @@ class Learn2LearnEngine:
             loss = self._task_loss(*(None if part is None else part[task] for part in episodes.parts()))  # type: ignore[arg-type]
             (loss / len(episodes)).backward()
             total += loss.detach() / len(episodes)
-        gradients = [
-            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in self._parameters
-        ]
-        return total, torch.cat([gradient.flatten() for gradient in gradients])
+        gradients = {
+            name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            for name, parameter in zip(self._layout.names, self._parameters, strict=True)
+        }
+        return total, self._layout.join(gradients)
 
 
 @cache
