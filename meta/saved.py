@@ -117,12 +117,13 @@ class SavedLearner:
             (folder / _EXAMPLE).write_text(example, encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> SavedLearner:
+    def load(cls, folder: Path | str) -> SavedLearner:
         """Read what `save` wrote.
 
         Raises:
             RunError: when it is no such folder, or a file of it is missing or damaged.
         """
+        folder = Path(folder)
         try:
             description = json.loads((folder / _META).read_text(encoding="utf-8"))
             study = Study.load(folder / "study.yaml")

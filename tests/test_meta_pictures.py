@@ -84,7 +84,7 @@ def test_folders_of_pictures_are_adapted_to_and_others_are_predicted(learnt: Pat
 
 
 def test_pictures_that_cannot_be_learnt_from_are_named(learnt: Path, tmp_path: Path) -> None:
-    learner = SavedLearner.load(learnt / "learner")
+    learner = SavedLearner.load(str(learnt / "learner"))  # as it is printed
     with pytest.raises(DataError, match="no folder of pictures"):
         PictureModel.adapt(learner, tmp_path)
     write_pictures(tmp_path, 7, slice(0, 1))
